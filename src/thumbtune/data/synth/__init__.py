@@ -1,0 +1,1 @@
+"""Makers of thumbs with a known truth."""

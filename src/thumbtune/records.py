@@ -1,0 +1,50 @@
+"""The nouns that every layer shares: frozen, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = Mapping[str, Any]
+"""One chat message: `{"role": "user", "content": "..."}`, with `tool_calls` and the like where a template knows them."""
+
+Text = str | Sequence[Message]
+"""A prompt or a completion: plain text, or a list of chat messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One completion and its thumb: the unpaired row that production hands out."""
+
+    prompt: Text
+    completion: Text
+    label: bool
+    """True = desirable, 👍."""
+    where: str = ""
+    """Where the row stood, for messages: `thumbs.jsonl line 41`."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """Tool descriptions for the chat template."""
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Further arguments for the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt, one preferred: what DPO asks for."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    where: str = ""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+
+def text_key(text: Text) -> str:
+    """A canonical string of a prompt or completion, equal exactly where the texts are equal."""
+    import json
+
+    if isinstance(text, str):
+        return text
+    return json.dumps([dict(message) for message in text], sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""From log-probs to a run folder: one trainer for every loss."""
