@@ -1,0 +1,240 @@
+"""Settings of a training run: transformers' `TrainingArguments` plus the few that preference learning needs.
+
+Each field is documented once, under itself in `help`; `thumbtune train --help-fields` and the docs print that.
+Where a setting cannot hold on this machine, the nearest one that can takes its place; `adjustments` says so, once,
+and the manifest keeps it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from thumbtune.errors import ConfigError
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its documentation."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PreferenceConfig(TrainingArguments):
+    """What every method shares. Use `KTOConfig` or `DPOConfig`."""
+
+    method: ClassVar[str]
+    """Which loss and row format: a key of `thumbtune.training.methods.METHODS`."""
+
+    learning_rate: float = setting(1e-6, "Initial learning rate of AdamW. With LoRA 1e-5 to 2e-4.")
+    logging_steps: float = setting(10, "Log every so many optimizer steps.")
+    beta: float = setting(
+        0.1, "How strongly the policy is held to the reference: implicit reward = beta × log ratio."
+    )
+    max_length: int | None = setting(
+        1024, "Tokens of prompt and completion together; what is longer is cut at the completion's end."
+    )
+    max_prompt_length: int | None = setting(
+        None, "Tokens of the prompt; what is longer is cut on the side that `truncation` names."
+    )
+    truncation: Literal["keep_end", "keep_start"] = setting(
+        "keep_end", "Which part of a prompt that is too long is kept: its end (the question) or its start."
+    )
+    disable_dropout: bool = setting(True, "Switch dropout off, so that log ratios hold no noise.")
+    precompute_ref_log_probs: bool = setting(
+        True, "Kept for compatibility: the reference is always scored once, before training."
+    )
+    reference_cache: str | None = setting(
+        None, "Folder that keeps reference log-probs between runs; None takes the user's cache folder."
+    )
+    reference_max_tokens: int = setting(
+        4096, "Padded tokens of one forward of the reference pass: bounds its memory."
+    )
+    model_init_kwargs: dict[str, Any] | str | None = setting(
+        None,
+        "Keyword arguments for `from_pretrained` where the model is given by name (JSON on the command line).",
+    )
+    dataset_num_proc: int | None = setting(
+        None, "Kept for compatibility: rows are tokenized in one process, in order."
+    )
+    trust_remote_code: bool = setting(
+        False, "Refused when true: thumbtune runs no code from a model's repository."
+    )
+
+    def __post_init__(self) -> None:
+        self.adjustments: list[str] = []
+        self._fit_precision()
+        self._fit_optimizer()
+        self._fit_trackers()
+        self._refuse_impossible()
+        super().__post_init__()
+
+    def _adjust(self, message: str) -> None:
+        self.adjustments.append(message)
+
+    def _fit_precision(self) -> None:
+        accelerated = torch.cuda.is_available() or getattr(torch, "xpu", None) and torch.xpu.is_available()
+        if self.use_cpu or not (accelerated or torch.backends.mps.is_available()):
+            if self.fp16:
+                self.fp16 = False
+                self._adjust("fp16=True needs a GPU: trained in float32 on this CPU")
+            if self.bf16 and not cpu_has_fast_bf16():
+                self.bf16 = False
+                self._adjust(
+                    "bf16=True is slower than float32 on this CPU (no AVX512-BF16 or AMX): trained in float32"
+                )
+            elif self.bf16 and not self.use_cpu:
+                self.use_cpu = True
+                self._adjust("bf16=True without a GPU: bf16 autocast on the CPU (use_cpu=True)")
+
+    def _fit_optimizer(self) -> None:
+        name = str(getattr(self.optim, "value", self.optim))
+        if "8bit" not in name and "paged" not in name:
+            return
+        if find_spec("bitsandbytes") is None:
+            self.optim = "adamw_torch"
+            self._adjust(f"optim='{name}' needs bitsandbytes, which is not installed: plain AdamW")
+        elif "paged" in name and not torch.cuda.is_available():
+            self.optim = name.removeprefix("paged_")
+            self._adjust(f"optim='{name}' pages between GPU and CPU memory: '{self.optim}' without a GPU")
+
+    def _fit_trackers(self) -> None:
+        wanted = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        if wanted in (["all"], ["none"]):
+            return
+        missing = [
+            name for name in wanted if name in _TRACKER_MODULES and find_spec(_TRACKER_MODULES[name]) is None
+        ]
+        for name in missing:
+            self._adjust(
+                f"report_to='{name}' needs the package '{_TRACKER_MODULES[name]}': not reported there"
+            )
+        self.report_to = [name for name in wanted if name not in missing] or "none"
+        signed_in = any(os.environ.get(key) for key in ("WANDB_MODE", "WANDB_API_KEY"))
+        if "wandb" in self.report_to and not signed_in and not os.path.exists(os.path.expanduser("~/.netrc")):
+            os.environ["WANDB_MODE"] = "offline"
+            self._adjust("report_to='wandb' without an API key: logged offline (WANDB_MODE=offline)")
+
+    def _refuse_impossible(self) -> None:
+        if self.beta <= 0:
+            raise ConfigError(f"beta={self.beta}: it has to be above 0, 0.1 is usual")
+        if self.trust_remote_code:
+            raise ConfigError(
+                "trust_remote_code=True is refused: thumbtune runs no code from a model's repository"
+            )
+        for name in ("max_length", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: it counts tokens, so 1 at least, or None for no limit")
+        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"max_prompt_length={self.max_prompt_length} leaves no room for a completion "
+                f"in max_length={self.max_length}: lower the one or raise the other"
+            )
+        if self.truncation not in ("keep_end", "keep_start"):
+            raise ConfigError(f"truncation={self.truncation!r}: 'keep_end' or 'keep_start'")
+
+
+@dataclass
+class KTOConfig(PreferenceConfig):
+    """Settings of a KTO run: learning from single completions with a thumb each."""
+
+    method: ClassVar[str] = "kto"
+
+    loss_type: Literal["kto", "kto_thresholds", "kto_prospect"] = setting(
+        "kto",
+        "'kto' estimates the reference point from mismatched completions; 'kto_thresholds' takes z_yes and z_no; "
+        "'kto_prospect' has the prospect-theory value in place of the sigmoid.",
+    )
+    desirable_weight: float | str = setting(
+        1.0, "Weight of 👍 rows, or 'auto' for both weights by the class balance."
+    )
+    undesirable_weight: float | str = setting(
+        1.0, "Weight of 👎 rows, or 'auto' for both weights by the class balance."
+    )
+    z_yes: float | None = setting(
+        None, "Threshold of 👍 rows in units of the implicit reward (kto_thresholds)."
+    )
+    z_no: float | None = setting(
+        None, "Threshold of 👎 rows in units of the implicit reward (kto_thresholds)."
+    )
+    prospect_alpha: float | None = setting(None, "α of the prospect value, 0.88 unless given (kto_prospect).")
+    loss_aversion: float | None = setting(None, "λ of the prospect value, 2.25 unless given (kto_prospect).")
+
+    def __post_init__(self) -> None:
+        for name in ("desirable_weight", "undesirable_weight"):
+            setattr(self, name, _read_weight(name, getattr(self, name)))
+        if (self.desirable_weight == "auto") != (self.undesirable_weight == "auto"):
+            self.desirable_weight = self.undesirable_weight = "auto"
+        self._require("kto_thresholds", ("z_yes", "z_no"), {"z_yes": 0.0, "z_no": 0.0})
+        self._require(
+            "kto_prospect",
+            ("prospect_alpha", "loss_aversion"),
+            {"prospect_alpha": 0.88, "loss_aversion": 2.25},
+        )
+        if self.loss_type not in ("kto", "kto_thresholds", "kto_prospect"):
+            raise ConfigError(f"loss_type={self.loss_type!r}: 'kto', 'kto_thresholds' or 'kto_prospect'")
+        super().__post_init__()
+
+    def _require(self, loss_type: str, names: tuple[str, ...], defaults: dict[str, float]) -> None:
+        """Fill in a variant's own settings, and refuse them under another variant."""
+        for name in names:
+            given = getattr(self, name)
+            if self.loss_type == loss_type:
+                setattr(self, name, defaults[name] if given is None else given)
+            elif given is not None:
+                raise ConfigError(
+                    f"{name}={given} is used by loss_type='{loss_type}' only, not by {self.loss_type!r}"
+                )
+
+
+@dataclass
+class DPOConfig(PreferenceConfig):
+    """Settings of a DPO run: learning from pairs of completions."""
+
+    method: ClassVar[str] = "dpo"
+
+    loss_type: Literal["sigmoid"] = setting("sigmoid", "'sigmoid' is DPO as published.")
+    label_smoothing: float = setting(0.0, "Share of pairs taken to be flipped, in [0, 0.5).")
+
+    def __post_init__(self) -> None:
+        if self.loss_type != "sigmoid":
+            raise ConfigError(f"loss_type={self.loss_type!r}: 'sigmoid' is the DPO loss that there is")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"label_smoothing={self.label_smoothing}: a share in [0, 0.5)")
+        super().__post_init__()
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    capabilities = torch.backends.cpu.get_cpu_capability() if torch.backends.cpu else ""
+    if "AVX512" not in capabilities and "AMX" not in capabilities:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _read_weight(name: str, value: float | str) -> float | str:
+    if value == "auto":
+        return value
+    try:
+        weight = float(value)
+    except ValueError:
+        raise ConfigError(f"{name}={value!r}: a number above 0, or 'auto'") from None
+    if weight <= 0:
+        raise ConfigError(f"{name}={weight}: a number above 0, or 'auto'")
+    return weight
+
+
+_TRACKER_MODULES = {
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+    "comet_ml": "comet_ml",
+    "clearml": "clearml",
+    "swanlab": "swanlab",
+}

@@ -1,0 +1,136 @@
+"""What a run was made of, written before step 1.
+
+Guaranteed: two runs whose manifests have the same `digest` on the same machine give the same weights, byte for byte.
+The digest covers the settings, the data, the plan, the reference, the code and its libraries, the threads and the
+processor; it leaves out names and times (`run`), which do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy", "bitsandbytes")
+
+_NOT_SETTINGS = {
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "report_to",
+    "disable_tqdm",
+    "hub_token",
+    "resume_from_checkpoint",
+}
+
+
+def build_manifest(
+    *, config: Any, data: Mapping[str, Any], model: Mapping[str, Any], plan: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A manifest of JSON values, with its digest."""
+    import thumbtune
+
+    content = {
+        "thumbtune": thumbtune.__version__,
+        "git_commit": git_commit(),
+        "method": config.method,
+        "seed": config.seed,
+        "deterministic": describe_determinism(),
+        "config": {k: v for k, v in config.to_dict().items() if k not in _NOT_SETTINGS},
+        "adjustments": list(config.adjustments),
+        "data": dict(data),
+        "model": dict(model),
+        "plan": dict(plan),
+        "versions": package_versions(),
+        "hardware": describe_hardware(),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return {"digest": digest, **content, "run": {"output_dir": str(config.output_dir), "started_at": _now()}}
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON so that the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False, default=str)
+            file.write("\n")
+        os.chmod(staging, 0o644)
+        os.replace(staging, path)
+    except BaseException:
+        Path(staging).unlink(missing_ok=True)
+        raise
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_hardware() -> dict[str, Any]:
+    """The processor, its cores, and the memory in GiB."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+    }
+
+
+def describe_determinism() -> dict[str, Any]:
+    import torch
+
+    return {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that runs, with `+changes` where it has uncommitted ones; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
