@@ -1,0 +1,178 @@
+"""Rendering: where the prompt ends, what is trained, and what is cut."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thumbtune.data.chat import Tokens, template_digest, tokenize, tokenize_prompt, truncate
+from thumbtune.errors import ConfigError, DataError
+
+USER = {"role": "user", "content": "hi é"}
+YO = {"role": "assistant", "content": "yo 👍"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+def spell(tokenizer: Any, tokens: Tokens) -> tuple[str, str]:
+    return tokenizer.decode(tokens.prompt_ids), tokenizer.decode(tokens.completion_ids)
+
+
+def test_the_boundary_lies_behind_the_generation_prompt_and_the_end_of_turn_is_trained(
+    tiny_tokenizer: Any,
+) -> None:
+    tokens = tokenize(tiny_tokenizer, [USER], [YO])
+    assert spell(tiny_tokenizer, tokens) == (
+        "<|im_start|>user\nhi é<|im_end|>\n<|im_start|>assistant\n",
+        "yo 👍<|im_end|>\n",
+    )
+    assert not tokens.boundary_moved
+    assert tokenize_prompt(tiny_tokenizer, [USER]) == tokens.prompt_ids
+
+
+def test_a_system_prompt_a_history_and_tool_messages_belong_to_the_prompt(tiny_tokenizer: Any) -> None:
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "4"},
+    ]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    rendered, trained = spell(tiny_tokenizer, tokenize(tiny_tokenizer, prompt, [YO], tools=tools))
+    assert rendered == (
+        '<|im_start|>system\nBe brief.\n\n# Tools\n{"type": "function", "function": {"name": "add"}}\n<|im_end|>\n'
+        "<|im_start|>user\nhi é<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call><|im_end|>\n'
+        "<|im_start|>tool\n4<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert trained == "yo 👍<|im_end|>\n"
+
+
+def test_a_completion_of_several_messages_is_trained_whole(tiny_tokenizer: Any) -> None:
+    completion = [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "4"},
+        YO,
+    ]
+    _, trained = spell(tiny_tokenizer, tokenize(tiny_tokenizer, [USER], completion))
+    assert trained.startswith("<tool_call>")
+    assert trained.endswith("tool\n4<|im_end|>\n<|im_start|>assistant\nyo 👍<|im_end|>\n")
+
+
+def test_template_arguments_reach_the_template(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ mood }}" + tokenizer.chat_template
+    prompt, _ = spell(tokenizer, tokenize(tokenizer, [USER], [YO], chat_template_kwargs={"mood": "calm"}))
+    assert prompt.startswith("calm<|im_start|>")
+    assert template_digest(tokenizer) != template_digest(tiny_tokenizer)
+
+
+def test_plain_text_gets_one_end_of_sequence(tiny_tokenizer: Any) -> None:
+    for completion in ("4", "4<|im_end|>"):
+        tokens = tokenize(tiny_tokenizer, "2+2=", completion)
+        assert spell(tiny_tokenizer, tokens) == ("2+2=", "4<|im_end|>")
+        assert tokens.completion_ids.count(tiny_tokenizer.eos_token_id) == 1
+
+
+def test_a_tokenizer_that_adds_a_bos_adds_it_once_and_only_to_the_prompt() -> None:
+    tokenizer = load_conftest().build_tiny_tokenizer(adds_bos=True)
+    assert spell(tokenizer, tokenize(tokenizer, "a", "b")) == ("<|bos|>a", "b<|im_end|>")
+    prompt, trained = spell(tokenizer, tokenize(tokenizer, [USER], [YO]))
+    assert "<|bos|>" not in prompt + trained, "the template alone says what chat messages begin with"
+
+
+def test_a_token_across_the_boundary_belongs_to_the_completion() -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "<eos>": 4}
+    backend = Tokenizer(BPE(vocab=vocab, merges=[("a", "b")]))
+    backend.add_special_tokens(["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    tokens = tokenize(tokenizer, "ca", "b")
+    assert (tokens.prompt_ids, tokens.completion_ids) == ([2], [3, 4])
+    assert tokens.boundary_moved
+
+
+def test_messages_without_a_chat_template_are_a_wrong_setting(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template: use an instruct model"):
+        tokenize(tokenizer, [USER], [YO])
+    assert tokenize(tokenizer, "a", "b").prompt_ids
+
+
+def test_text_beside_messages_and_a_completion_of_no_token_are_refused(tiny_tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="two kinds"):
+        tokenize(tiny_tokenizer, "hi", [YO])
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "always the same"
+    with pytest.raises(DataError, match="renders to no token"):
+        tokenize(tokenizer, [USER], [YO])
+
+
+ROW = Tokens(prompt_ids=[1, 2, 3, 4], completion_ids=[5, 6, 7])
+
+
+def test_the_prompt_keeps_its_end_or_its_start() -> None:
+    end = truncate(ROW, max_length=None, max_prompt_length=3, truncation="keep_end")
+    start = truncate(ROW, max_length=None, max_prompt_length=3, truncation="keep_start")
+    assert end == Tokens([2, 3, 4], [5, 6, 7], prompt_cut=1)
+    assert start == Tokens([1, 2, 3], [5, 6, 7], prompt_cut=1)
+
+
+def test_the_completion_loses_its_end_and_both_cuts_are_counted() -> None:
+    assert truncate(ROW, max_length=6, max_prompt_length=None) == Tokens(
+        [1, 2, 3, 4], [5, 6], completion_cut=1
+    )
+    assert truncate(ROW, max_length=4, max_prompt_length=2) == Tokens(
+        [3, 4], [5, 6], prompt_cut=2, completion_cut=1
+    )
+
+
+def test_a_row_without_room_for_its_completion_is_none() -> None:
+    assert truncate(ROW, max_length=4, max_prompt_length=None) is None
+    assert truncate(ROW, max_length=5, max_prompt_length=None) is not None
+
+
+def test_a_row_that_fits_is_left_alone() -> None:
+    assert truncate(ROW, max_length=7, max_prompt_length=4) == ROW
+    assert truncate(ROW, max_length=None, max_prompt_length=None) == ROW
+
+
+limits = st.one_of(st.none(), st.integers(1, 12))
+
+
+@given(st.integers(0, 8), st.integers(1, 8), limits, limits, st.sampled_from(["keep_end", "keep_start"]))
+def test_what_stays_and_what_is_cut_add_up(
+    n_prompt: int, n_completion: int, max_length: int | None, max_prompt_length: int | None, side: Any
+) -> None:
+    row = Tokens(list(range(n_prompt)), list(range(100, 100 + n_completion)))
+    fitted = truncate(row, max_length=max_length, max_prompt_length=max_prompt_length, truncation=side)
+    n_prompt_kept = n_prompt if max_prompt_length is None else min(n_prompt, max_prompt_length)
+    if fitted is None:
+        assert max_length is not None
+        assert n_prompt_kept >= max_length
+        return
+    assert len(fitted.prompt_ids) == n_prompt_kept
+    assert len(fitted.prompt_ids) + fitted.prompt_cut == n_prompt
+    assert len(fitted.completion_ids) + fitted.completion_cut == n_completion
+    assert fitted.completion_ids == row.completion_ids[: len(fitted.completion_ids)]
+    if max_length is not None:
+        assert len(fitted.prompt_ids) + len(fitted.completion_ids) <= max_length
+
+
+def load_conftest() -> Any:
+    """The fixtures' module, which pytest does not let tests import by name."""
+    spec = importlib.util.spec_from_file_location("_fixtures", Path(__file__).parents[1] / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
