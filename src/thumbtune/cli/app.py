@@ -5,6 +5,10 @@ from __future__ import annotations
 import typer
 
 from thumbtune.cli import data, synth
+from thumbtune.cli.compare import COMPARE_EXAMPLES, DEMO_EXAMPLES, compare, demo
+from thumbtune.cli.report import report
+from thumbtune.cli.train import EXAMPLES as TRAIN_EXAMPLES
+from thumbtune.cli.train import train
 from thumbtune.version import __version__
 
 app = typer.Typer(
@@ -17,6 +21,14 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(synth.app, name="synth")
+app.command(
+    "train",
+    epilog=TRAIN_EXAMPLES,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(train)
+app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
+app.command("report")(report)
+app.command("demo", epilog=DEMO_EXAMPLES)(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -62,7 +62,8 @@ def tokenize(
         prompt_ids = render_messages(tokenizer, prompt, add_generation_prompt=True, **template)
         both_ids = render_messages(tokenizer, [*prompt, *completion], add_generation_prompt=False, **template)
     else:
-        assert isinstance(prompt, str) and isinstance(completion, str)
+        assert isinstance(prompt, str)
+        assert isinstance(completion, str)
         eos = tokenizer.eos_token or ""
         ended = completion if eos and completion.endswith(eos) else completion + eos
         prompt_ids = list(tokenizer(prompt)["input_ids"])
@@ -76,19 +77,27 @@ def tokenize(
 def render_messages(
     tokenizer: Any, messages: Any, *, add_generation_prompt: bool, **template: Any
 ) -> list[int]:
-    """Token ids of chat messages by the tokenizer's chat template."""
+    """Token ids of chat messages by the tokenizer's chat template. Raises `DataError` where it refuses them."""
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise ConfigError(
             "the data holds chat messages, but this tokenizer has no chat template: "
             "use an instruct model, or plain-text prompts and completions"
         )
-    rendered = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        tokenize=True,
-        return_dict=True,
-        **template,
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            **template,
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template refuses these messages: {error}. Give them the roles and the order that this model "
+            "knows, or drop the row"
+        ) from error
     return list(rendered["input_ids"])
 
 

@@ -122,7 +122,7 @@ def _convert_gguf(package: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF_FILE, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF_FILE, dtype=torch.float32)
     # The weights are plain float32 now; without this, saving refuses them as quantized.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False

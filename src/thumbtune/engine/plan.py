@@ -4,8 +4,8 @@ Guaranteed for every epoch: rows are shuffled anew; each row appears once; the t
 the batches as their numbers allow; each row's mismatched completion y′ comes from the same batch and from another
 prompt. The same arguments give the same plan on every machine, so a resumed run meets the same batches.
 
-Two cases fall short, and are counted rather than hidden: with fewer rows of one class than batches, some batches are
-one-sided; where a batch holds one prompt only (a last batch of one row, say), y′ comes from another batch.
+Two cases fall short, and are counted rather than hidden: with fewer rows of one class than batches some batches are
+one-sided, as a last batch of one row always is; where a batch holds one prompt only, y′ comes from another batch.
 """
 
 from __future__ import annotations
@@ -112,7 +112,6 @@ def _deal_batches(
     n_rows: int, labels: Sequence[bool] | None, batch_size: int, rng: random.Random
 ) -> list[list[int]]:
     """Shuffle and deal rows into batches of `batch_size` (the last may be smaller), classes spread evenly."""
-    n_batches = -(-n_rows // batch_size)
     sizes = [min(batch_size, n_rows - start) for start in range(0, n_rows, batch_size)]
     if labels is None:
         order = rng.sample(range(n_rows), n_rows)
@@ -121,17 +120,20 @@ def _deal_batches(
     for members in classes:
         rng.shuffle(members)
     rare, common = sorted(classes, key=len)
+    one_each = len(rare) >= len(sizes)
     # Each batch's fair share of the rare class, by cumulated rounding; a random start keeps the luck of rounding even.
     start = rng.random()
     dealt_rows, dealt_rare, batches = 0, 0, []
-    for size in sizes:
+    for number, size in enumerate(sizes, start=1):
         dealt_rows += size
         until = int(len(rare) * dealt_rows / n_rows + start) if dealt_rows < n_rows else len(rare)
+        if one_each:  # a smaller last batch has a share below one, which rounding could take from it
+            still_to_serve = max(len(sizes) - number - (sizes[-1] == 1), 0)
+            until = min(max(until, number), len(rare) - still_to_serve)
         take = min(max(until - dealt_rare, 0), size, len(rare) - dealt_rare)
         take = max(take, size - len(common))
         batch = rare[dealt_rare : dealt_rare + take] + [common.pop() for _ in range(size - take)]
         dealt_rare += take
         rng.shuffle(batch)
         batches.append(batch)
-    assert len(batches) == n_batches
     return batches

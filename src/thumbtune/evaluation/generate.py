@@ -27,10 +27,20 @@ class Sampled:
     text: str
     token_ids: tuple[int, ...]
     """Without the end-of-turn token."""
-    finished: bool
-    """True where the model ended its turn, False where the limit cut it."""
+    end_id: int | None
+    """The token that ended the turn, None where the limit cut it."""
     log_prob: float
     """log π(y|x) of the tokens as sampled, end of turn included, at temperature 1, nats."""
+
+    @property
+    def finished(self) -> bool:
+        """True where the model ended its turn."""
+        return self.end_id is not None
+
+    @property
+    def scored_ids(self) -> tuple[int, ...]:
+        """The tokens that `log_prob` is about."""
+        return self.token_ids if self.end_id is None else (*self.token_ids, self.end_id)
 
 
 @torch.no_grad()
@@ -112,7 +122,7 @@ def _decode(
     n_rows = len(prompts) * n
     tokens: list[list[int]] = [[] for _ in range(n_rows)]
     log_probs = torch.zeros(n_rows, device=device)
-    finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+    end_ids: list[int | None] = [None] * n_rows
     alive = torch.arange(n_rows, device=device)
     positions = mask.sum(-1, keepdim=True)  # (rows alive, 1): the next token's position
     for step in range(max_new_tokens):
@@ -121,9 +131,10 @@ def _decode(
         chosen = _pick(logits, uniforms.to(device), temperature, top_p)  # (rows alive,)
         log_probs[alive] += logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         stopped = torch.isin(chosen, stop_ids)
-        finished[alive[stopped]] = True
         for row, token, is_stop in zip(alive.tolist(), chosen.tolist(), stopped.tolist(), strict=True):
-            if not is_stop:
+            if is_stop:
+                end_ids[row] = token
+            else:
                 tokens[row].append(token)
         if bool(stopped.all()) or step == max_new_tokens - 1:
             break
@@ -144,8 +155,8 @@ def _decode(
         positions = positions + 1
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [
-        Sampled(text.strip(), tuple(ids), bool(done), float(log_prob))
-        for text, ids, done, log_prob in zip(texts, tokens, finished, log_probs, strict=True)
+        Sampled(text.strip(), tuple(ids), end_id, float(log_prob))
+        for text, ids, end_id, log_prob in zip(texts, tokens, end_ids, log_probs, strict=True)
     ]
 
 

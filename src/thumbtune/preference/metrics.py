@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,6 +42,6 @@ def both_rewards_fall(desirable: Sequence[float], undesirable: Sequence[float], 
 
     def falls(values: Sequence[float]) -> bool:
         recent = values[-windows - 1 :]
-        return all(later < earlier for earlier, later in zip(recent, recent[1:], strict=False))
+        return all(later < earlier for earlier, later in pairwise(recent))
 
     return desirable[-1] < 0 and falls(desirable) and falls(undesirable)

@@ -26,7 +26,7 @@ def prospect_value(
     `alpha` in (0, 1] bends (diminishing sensitivity), `loss_aversion` λ > 0 weighs losses.
     """
     size = outcome.abs()
-    curved = size.clamp(min=LINEAR_BELOW) ** alpha
-    linear = size * LINEAR_BELOW ** (alpha - 1)
+    curved = outcome.sign() * size.clamp(min=LINEAR_BELOW) ** alpha
+    linear = outcome * LINEAR_BELOW ** (alpha - 1)  # signed: |x| would have no slope at an outcome of exactly zero
     value = torch.where(size < LINEAR_BELOW, linear, curved)
-    return torch.where(outcome < 0, -loss_aversion * value, value)
+    return torch.where(outcome < 0, loss_aversion * value, value)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from thumbtune.errors import CheckpointError
+from thumbtune.errors import CheckpointError, ThumbtuneError
 
+PREFIX = "checkpoint-"
 STAGING_PREFIX = ".saving-"
 
 
@@ -31,15 +32,16 @@ def staged_checkpoint(run_folder: Path, name: str) -> Iterator[Path]:
         yield staging
         _flush(staging / name)
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, staging / f"replaced-{name}")
         os.replace(staging / name, final)
-    except KeyboardInterrupt:
+        _flush_entries(run_folder)
+    except ThumbtuneError:
         raise
     except Exception as error:
         good = last_checkpoint(run_folder)
         kept = f"the last good checkpoint is {good}" if good else "no earlier checkpoint exists"
         raise CheckpointError(
-            f"{final} could not be saved: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+            f"{final} could not be saved: {_find_cause(error)}. "
             f"Free some space or name another folder, then run again; {kept}"
         ) from error
     finally:
@@ -48,10 +50,27 @@ def staged_checkpoint(run_folder: Path, name: str) -> Iterator[Path]:
 
 def last_checkpoint(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder."""
-    found = [
-        path for path in run_folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()
-    ]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    return max(_find_checkpoints(run_folder), key=read_step, default=None)
+
+
+def read_step(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def rotate_checkpoints(run_folder: Path, *, keep: int, protected: set[str]) -> None:
+    """Remove the oldest checkpoints until `keep` are left, never the newest nor the `protected` names.
+
+    Each is renamed before it is deleted, so that a kill leaves no half of one under its name.
+    """
+    found = sorted(_find_checkpoints(run_folder), key=read_step)
+    spared = protected | {path.name for path in found[-1:]}
+    doomed = [path for path in found if path.name not in spared]
+    trash = run_folder / f"{STAGING_PREFIX}{os.getpid()}"
+    for path in doomed[: max(len(found) - max(keep, len(spared)), 0)]:
+        trash.mkdir(exist_ok=True)
+        os.replace(path, trash / path.name)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def sweep_staging(run_folder: Path) -> None:
@@ -60,8 +79,34 @@ def sweep_staging(run_folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _find_checkpoints(run_folder: Path) -> list[Path]:
+    return [path for path in run_folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+
+
+def _find_cause(error: BaseException) -> str:
+    """The operating system's words where they are to be had, since torch hides them behind its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        _flush_entries(path)
+
+
+def _flush_entries(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,6 +7,7 @@ and the manifest keeps it.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -77,7 +78,7 @@ class PreferenceConfig(TrainingArguments):
         self.adjustments.append(message)
 
     def _fit_precision(self) -> None:
-        accelerated = torch.cuda.is_available() or getattr(torch, "xpu", None) and torch.xpu.is_available()
+        accelerated = torch.cuda.is_available() or (getattr(torch, "xpu", None) and torch.xpu.is_available())
         if self.use_cpu or not (accelerated or torch.backends.mps.is_available()):
             if self.fp16:
                 self.fp16 = False
@@ -120,7 +121,7 @@ class PreferenceConfig(TrainingArguments):
             self._adjust("report_to='wandb' without an API key: logged offline (WANDB_MODE=offline)")
 
     def _refuse_impossible(self) -> None:
-        if self.beta <= 0:
+        if not 0 < self.beta < math.inf:
             raise ConfigError(f"beta={self.beta}: it has to be above 0, 0.1 is usual")
         if self.trust_remote_code:
             raise ConfigError(
@@ -178,6 +179,10 @@ class KTOConfig(PreferenceConfig):
         )
         if self.loss_type not in ("kto", "kto_thresholds", "kto_prospect"):
             raise ConfigError(f"loss_type={self.loss_type!r}: 'kto', 'kto_thresholds' or 'kto_prospect'")
+        if self.prospect_alpha is not None and not 0 < self.prospect_alpha <= 1:
+            raise ConfigError(f"prospect_alpha={self.prospect_alpha}: above 0 and up to 1, 0.88 is usual")
+        if self.loss_aversion is not None and not 0 < self.loss_aversion < math.inf:
+            raise ConfigError(f"loss_aversion={self.loss_aversion}: a number above 0, 2.25 is usual")
         super().__post_init__()
 
     def _require(self, loss_type: str, names: tuple[str, ...], defaults: dict[str, float]) -> None:
@@ -224,7 +229,7 @@ def _read_weight(name: str, value: float | str) -> float | str:
         weight = float(value)
     except ValueError:
         raise ConfigError(f"{name}={value!r}: a number above 0, or 'auto'") from None
-    if weight <= 0:
+    if not 0 < weight < math.inf:
         raise ConfigError(f"{name}={weight}: a number above 0, or 'auto'")
     return weight
 

@@ -2,7 +2,8 @@
 
 Guaranteed: two runs whose manifests have the same `digest` on the same machine give the same weights, byte for byte.
 The digest covers the settings, the data, the plan, the reference, the code and its libraries, the threads and the
-processor; it leaves out names and times (`run`), which do not matter.
+processor; it leaves out names and times (`run`), which do not matter. `identity` covers what was asked for alone
+(method, settings, rows, model, plan): it tells whether a run may be continued under newer libraries.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy", "bitsandbytes")
 
 _NOT_SETTINGS = {
+    "reference_cache",
     "output_dir",
     "logging_dir",
     "run_name",
@@ -32,7 +34,12 @@ _NOT_SETTINGS = {
 
 
 def build_manifest(
-    *, config: Any, data: Mapping[str, Any], model: Mapping[str, Any], plan: Mapping[str, Any]
+    *,
+    config: Any,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    model_name: str,
 ) -> dict[str, Any]:
     """A manifest of JSON values, with its digest."""
     import thumbtune
@@ -51,8 +58,13 @@ def build_manifest(
         "versions": package_versions(),
         "hardware": describe_hardware(),
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-    return {"digest": digest, **content, "run": {"output_dir": str(config.output_dir), "started_at": _now()}}
+    asked_for = {key: content[key] for key in ("method", "config", "data", "model", "plan")}
+    return {
+        "digest": _digest(content),
+        "identity": _digest(asked_for),
+        **content,
+        "run": {"output_dir": str(config.output_dir), "model_name": model_name, "started_at": now()},
+    }
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -68,6 +80,25 @@ def write_json(content: Any, path: Path) -> None:
     except BaseException:
         Path(staging).unlink(missing_ok=True)
         raise
+
+
+def digest_architecture(model: Any) -> str:
+    """SHA-256 over the class and config of a model, without the path it came from."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    settings = {k: v for k, v in base.config.to_dict().items() if k != "_name_or_path"}
+    return _digest({"class": type(base).__name__, "config": settings})
+
+
+def describe_adapters(model: Any) -> dict[str, dict[str, Any]]:
+    """Settings of each PEFT adapter on a model as JSON values; weights alone do not tell its scale."""
+    return {
+        name: {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in adapter.to_dict().items()
+            if key != "base_model_name_or_path"
+        }
+        for name, adapter in getattr(model, "peft_config", {}).items()
+    }
 
 
 def package_versions() -> dict[str, str]:
@@ -120,6 +151,10 @@ def git_commit() -> str | None:
     return commit.stdout.strip() or None
 
 
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -130,7 +165,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _now() -> str:
+def now() -> str:
     from datetime import UTC, datetime
 
     return datetime.now(UTC).isoformat(timespec="seconds")

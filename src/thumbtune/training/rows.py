@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,14 @@ class TokenizedRows:
     def prompt_keys(self) -> list[tuple[int, ...]]:
         return [tuple(row[0].prompt_ids) for row in self.branches]
 
+    def digest_tokens(self) -> str:
+        """SHA-256 over the token ids and classes: what text, template, tokenizer and truncation make together."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for row in self.branches:
+            for branch in row:
+                digest.update(repr((list(branch.prompt_ids), list(branch.completion_ids))).encode())
+        return digest.hexdigest()
+
     def mismatched_branch(self, planned: PlannedRow) -> Branch:
         """The lender's completion under this row's prompt."""
         assert planned.mismatched_row is not None
@@ -47,7 +56,7 @@ class TokenizedRows:
 
 def tokenize_rows(rows: Rows, tokenizer: Any, config: Any, *, paired: bool) -> TokenizedRows:
     """Rows of either format as the method needs them: pairs are un-paired for KTO, thumbs are paired up for DPO."""
-    counts: Counter[str] = Counter({f"refused: {k}": v for k, v in rows.refusals.as_dict().items()})
+    counts: Counter[str] = Counter({f"refused: {reason}": n for reason, n in rows.refusals.by_reason.items()})
     records: Sequence[Example | Pair]
     if paired and rows.pairs:
         records = rows.pairs

@@ -14,14 +14,14 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints, set_seed
+from transformers.trainer_utils import set_seed
 
 from thumbtune.data.chat import template_digest
 from thumbtune.data.formats import Rows, rows_from_dataset
@@ -29,13 +29,18 @@ from thumbtune.engine.loading import cache_folder, load_model, load_tokenizer
 from thumbtune.engine.logprobs import Branch, completion_log_probs, evaluating
 from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.engine.reference import fingerprint_weights, reference_log_probs
-from thumbtune.errors import ConfigError, TrainingError
+from thumbtune.errors import CheckpointError, ConfigError, TrainingError
 from thumbtune.preference.class_weights import recommend_class_weights
 from thumbtune.preference.metrics import both_rewards_fall
 from thumbtune.preference.reference_point import estimate_reference_point
-from thumbtune.training.checkpoints import staged_checkpoint, sweep_staging
+from thumbtune.training.checkpoints import (
+    last_checkpoint,
+    rotate_checkpoints,
+    staged_checkpoint,
+    sweep_staging,
+)
 from thumbtune.training.config import DPOConfig, KTOConfig, PreferenceConfig
-from thumbtune.training.manifest import build_manifest, write_json
+from thumbtune.training.manifest import build_manifest, describe_adapters, digest_architecture, write_json
 from thumbtune.training.methods import METHODS
 from thumbtune.training.metrics import MetricWindow
 from thumbtune.training.rows import Collator, PlanSampler, ScoredRows, TokenizedRows, tokenize_rows
@@ -61,6 +66,11 @@ class PreferenceTrainer(Trainer):
     """
 
     config_class: type[PreferenceConfig]
+    args: Any
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -92,7 +102,7 @@ class PreferenceTrainer(Trainer):
         self.method = METHODS[args.method]
         set_seed(args.seed)  # a fresh adapter's weights are drawn below
         self.model_name, model, processing_class = _resolve_policy(model, processing_class or tokenizer, args)
-        self.ref_model = load_model(ref_model) if isinstance(ref_model, str) else ref_model
+        self.ref_model = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
         model, self._adapter_is_fresh = _add_adapter(model, peft_config)
         if args.disable_dropout:
             _disable_dropout(model)
@@ -114,7 +124,9 @@ class PreferenceTrainer(Trainer):
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
         self._reward_history: dict[str, list[float]] = {"rewards/chosen": [], "rewards/rejected": []}
         self._staging: Path | None = None
+        self._rows_of_batch: list[int] = []
         self._references_ready = False
+        self._reference_fingerprint: str | None = None
         self.on_reference_progress: Callable[[int, int], None] | None = None
         super().__init__(
             model=model,
@@ -135,17 +147,21 @@ class PreferenceTrainer(Trainer):
 
     # ---- what happens before step 1
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Score the reference, write the manifest, train. Ctrl-C finishes the step, saves a checkpoint and stops;
         a second Ctrl-C stops at once. `interrupted` tells afterwards."""
         folder = Path(self.args.output_dir)
+        self.interrupted = False
         sweep_staging(folder)
+        if resume_from_checkpoint:
+            resume_from_checkpoint = _find_checkpoint(resume_from_checkpoint, folder)
         self._score_references()
-        self.manifest = self._build_manifest()
+        self.manifest = self.build_manifest()
+        set_seed(self.args.seed)  # whatever was drawn since the trainer was made
         if self.is_world_process_zero():
             write_json(self.manifest, folder / "manifest.json")
         with self._save_on_interrupt():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _tokenize(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, source: str) -> TokenizedRows:
         rows = dataset if isinstance(dataset, Rows) else rows_from_dataset(dataset, source=source)
@@ -181,6 +197,7 @@ class PreferenceTrainer(Trainer):
             return
         with self._reference_model() as (model, fingerprint):
             self._score_reference(self.train_dataset, self._planned_rows(), model, fingerprint)
+            self._reference_fingerprint = fingerprint
             for dataset in self._eval_sets().values():
                 plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
                 self._score_reference(dataset, plan.rows(0), model, fingerprint)
@@ -192,11 +209,14 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         own = [branch for row in dataset.rows.branches for branch in row]
         dataset.log_probs = self._score(own, model, fingerprint).view(len(dataset), -1)
+        what = "the reference model's log-prob is not a number"
+        _stop_if_not_finite(dataset.log_probs.sum(-1), range(len(dataset)), dataset, what)
         lent = {(p.row, p.mismatched_row): p for p in planned if p.mismatched_row is not None}
         if lent:
             scores = self._score(
                 [dataset.rows.mismatched_branch(p) for p in lent.values()], model, fingerprint
             )
+            _stop_if_not_finite(scores, [row for row, _ in lent], dataset, what)
             dataset.mismatched_log_probs = {
                 (row, lender): score
                 for (row, lender), score in zip(lent, scores.tolist(), strict=True)
@@ -217,6 +237,13 @@ class PreferenceTrainer(Trainer):
                 on_progress=self.on_reference_progress,
             )
 
+    def _fingerprint_reference(self) -> str:
+        if self._reference_fingerprint is None:
+            with self._reference_model() as (_, self._reference_fingerprint):
+                pass
+        assert self._reference_fingerprint is not None
+        return self._reference_fingerprint
+
     @contextlib.contextmanager
     def _reference_model(self) -> Iterator[tuple[Any, str]]:
         if self.ref_model is not None:
@@ -228,19 +255,31 @@ class PreferenceTrainer(Trainer):
         else:
             yield self.model, fingerprint_weights(self.model)
 
-    def _build_manifest(self) -> dict[str, Any]:
+    def build_manifest(self) -> dict[str, Any]:
+        """What this run is made of; see `thumbtune.training.manifest`."""
         rows: TokenizedRows = self.train_dataset.rows
         epochs = math.ceil(self.planned_steps / math.ceil(len(self.plan) / self.plan.batch_size))
         return build_manifest(
             config=self.args,
+            model_name=self.model_name,
             data={
                 "digest": rows.digest,
                 "rows": len(rows),
                 "classes": self.class_counts,
                 "counts": dict(rows.counts),
                 "template_digest": template_digest(self.processing_class),
+                "tokens_digest": rows.digest_tokens(),
+                "eval": {
+                    name: {"digest": dataset.rows.digest, "tokens_digest": dataset.rows.digest_tokens()}
+                    for name, dataset in self._eval_sets().items()
+                },
             },
-            model={"name": self.model_name, "weights": fingerprint_weights(self.model)},
+            model={
+                "architecture": digest_architecture(self.model),
+                "weights": fingerprint_weights(self.model),
+                "reference": self._fingerprint_reference(),
+                "adapters": describe_adapters(self.model),
+            },
             plan={
                 "digest": self.plan.digest(epochs),
                 "batch_size": self.plan.batch_size,
@@ -259,11 +298,12 @@ class PreferenceTrainer(Trainer):
     ) -> tuple[list[dict[str, Tensor]], int]:
         """All microbatches of one optimizer step, with the reference point of the whole batch."""
         microbatches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._rows_of_batch = [row for microbatch in microbatches for row in microbatch["row"].tolist()]
         if self.plan.mismatched and microbatches:
-            reference_point = self._estimate_reference_point(self.model, microbatches)
+            reference_point = self._estimate_reference_point(microbatches, "train", self.train_dataset)
             for microbatch in microbatches:
                 microbatch["reference_point"] = reference_point
-        return microbatches, sum(len(microbatch["row"]) for microbatch in microbatches)
+        return microbatches, len(self._rows_of_batch)
 
     def compute_loss(
         self,
@@ -273,16 +313,19 @@ class PreferenceTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The microbatch's share of the batch's mean loss."""
-        losses = self._losses(model, inputs, "train" if model.training else "eval")
+        losses = self._losses(model, inputs, "train", self.train_dataset)
         loss = losses.sum() / (num_items_in_batch or len(losses))
         return (loss, {"losses": losses.detach()}) if return_outputs else loss
 
-    def _losses(self, model: nn.Module, inputs: Mapping[str, Tensor], mode: str) -> Tensor:  # (rows,)
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], mode: str, dataset: ScoredRows
+    ) -> Tensor:  # (rows,)
         log_probs = completion_log_probs(model, inputs)  # (branches,)
         log_ratio = log_probs - inputs["reference"]
         reference_point = inputs.get("reference_point", log_ratio.new_zeros(()))
         losses = self.method.loss(self.args, log_ratio, inputs["desirable"], reference_point)
-        self._stop_if_not_finite(losses, inputs)
+        what = f"the loss is not a number at step {self._current_step(mode)}"
+        _stop_if_not_finite(losses, inputs["row"].tolist(), dataset, what)
         rewards = self.args.beta * log_ratio
         self._windows[mode].add_completions(
             losses=losses,
@@ -295,30 +338,38 @@ class PreferenceTrainer(Trainer):
 
     @torch.no_grad()
     def _estimate_reference_point(
-        self, model: nn.Module, microbatches: list[dict[str, Tensor]], mode: str = "train"
+        self, microbatches: list[dict[str, Tensor]], mode: str, dataset: ScoredRows
     ) -> Tensor:
-        log_ratios = []
-        with evaluating(model), self.compute_loss_context_manager():
+        log_ratios, rows = [], []
+        with evaluating(self.model), self.compute_loss_context_manager():
             for microbatch in microbatches:
                 inputs = self._prepare_inputs(
                     {k: v for k, v in microbatch.items() if k.startswith(MISMATCHED)}
                 )
                 mismatched = {name.removeprefix(MISMATCHED): tensor for name, tensor in inputs.items()}
-                log_ratios.append(completion_log_probs(model, mismatched) - mismatched["reference"])
+                log_ratios.append(completion_log_probs(self.model, mismatched) - mismatched["reference"])
+                rows += microbatch["row"].tolist()
+        what = f"a mismatched log ratio is not a number at step {self._current_step(mode)}"
+        _stop_if_not_finite(torch.cat(log_ratios), rows, dataset, what)
         reference_point = estimate_reference_point(torch.cat(log_ratios))
         self._windows[mode].add_value("z0", float(reference_point))
         return reference_point
 
-    def _stop_if_not_finite(self, losses: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        bad = ~torch.isfinite(losses)
-        if bad.any():
-            rows = inputs["row"][bad].tolist()
-            dataset = self.train_dataset if self.model.training else next(iter(self._eval_sets().values()))
-            named = ", ".join(f"row {row} ({dataset.rows.where[row]})" for row in rows[:5])
-            raise TrainingError(
-                f"the loss is not a number at step {self.state.global_step + 1}, on {len(rows)} rows: {named}. "
-                "Look at these rows with `thumbtune data show`, lower learning_rate, or set max_grad_norm"
+    def _current_step(self, mode: str) -> int:
+        return self.state.global_step + (mode == "train")  # a step counts once it is done
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None:  # a scaler skips such steps and tries a smaller scale
+            rows, what = (
+                self._rows_of_batch,
+                f"the gradient is not a number at step {self._current_step('train')}",
             )
+            finite = torch.isfinite(torch.as_tensor(norm)).cpu()
+            _stop_if_not_finite(
+                torch.where(finite, 0.0, math.nan).expand(len(rows)), rows, self.train_dataset, what
+            )
+        return norm
 
     # ---- evaluation, logs, checkpoints
 
@@ -347,8 +398,8 @@ class PreferenceTrainer(Trainer):
             for batch in plan.epoch(0):
                 inputs = self._prepare_inputs(self.data_collator([dataset[planned] for planned in batch]))
                 if plan.mismatched:
-                    inputs["reference_point"] = self._estimate_reference_point(self.model, [inputs], "eval")
-                self._losses(self.model, inputs, "eval")
+                    inputs["reference_point"] = self._estimate_reference_point([inputs], "eval", dataset)
+                self._losses(self.model, inputs, "eval", dataset)
         return {"loss": window.mean_loss(), **window.summarize()}
 
     def _eval_sets(self) -> dict[str, ScoredRows]:
@@ -380,6 +431,16 @@ class PreferenceTrainer(Trainer):
                 logger.warning(message)
             self.alarms.append(message)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter or the model, unless a weight is not a number."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise TrainingError(
+                    f"weights of {name} are not numbers after step {self.state.global_step}: nothing was saved. "
+                    "Continue from an earlier checkpoint with a lower learning_rate"
+                )
+        super().save_model(output_dir, _internal_call)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
@@ -391,20 +452,20 @@ class PreferenceTrainer(Trainer):
                 self._name_best_checkpoint(folder, name)
             finally:
                 self._staging = None
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+        if self.args.should_save and self.args.save_total_limit:
+            best = self.state.best_model_checkpoint
+            protected = {name, Path(best).name} if best else {name}
+            rotate_checkpoints(folder, keep=self.args.save_total_limit, protected=protected)
 
     def _name_best_checkpoint(self, folder: Path, name: str) -> None:
         """Let the saved state name the best checkpoint where it will stand, not where it was staged."""
         assert self._staging is not None
-        if not self.state.best_global_step:
+        best = f"checkpoint-{self.state.best_global_step}"
+        if (
+            best != name and not (folder / best).is_dir()
+        ):  # the best step was not saved: an earlier best stays
             return
-        self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+        self.state.best_model_checkpoint = str(folder / best)
         path = self._staging / name / "trainer_state.json"
         if path.is_file():
             state = json.loads(path.read_text())
@@ -456,9 +517,7 @@ class _StopAfterStep(TrainerCallback):
         return control
 
 
-def _resolve_policy(
-    model: str | nn.Module, tokenizer: Any, args: PreferenceConfig
-) -> tuple[str, nn.Module, Any]:
+def _resolve_policy(model: Any, tokenizer: Any, args: PreferenceConfig) -> tuple[str, nn.Module, Any]:
     init_kwargs = args.model_init_kwargs or {}
     if isinstance(init_kwargs, str):
         init_kwargs = json.loads(init_kwargs)
@@ -500,8 +559,36 @@ def _add_adapter(model: nn.Module, peft_config: Any) -> tuple[nn.Module, bool]:
 
 def _disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):  # given to the attention function
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _find_checkpoint(wanted: str | bool, folder: Path) -> str:
+    """The folder to continue from; True is the newest one."""
+    found = last_checkpoint(folder) if wanted is True else Path(str(wanted))
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint to continue from: train without resume_from_checkpoint"
+        )
+    if not (found / "trainer_state.json").is_file():
+        raise CheckpointError(
+            f"{found} is no checkpoint (it holds no trainer_state.json): name a checkpoint-N folder"
+        )
+    return str(found)
+
+
+def _stop_if_not_finite(values: Tensor, rows: Sequence[int], dataset: ScoredRows, what: str) -> None:
+    """Raise `TrainingError` with the rows, by their place in the data, whose value is NaN or infinite."""
+    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+    if not bad:
+        return
+    named = ", ".join(f"row {rows[i]} ({dataset.rows.where[rows[i]]})" for i in bad[:5])
+    raise TrainingError(
+        f"{what}, on {len(bad)} rows: {named}. "
+        "Look at these rows with `thumbtune data show`, lower learning_rate, or set max_grad_norm"
+    )
 
 
 def _count_classes(rows: TokenizedRows) -> dict[str, int]:

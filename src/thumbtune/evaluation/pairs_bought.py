@@ -1,0 +1,47 @@
+"""The pairs that the annotation budget would buy, if pairs were collected instead of thumbs.
+
+A pair costs as much as `pair_cost` labels: people read two completions and weigh them. The simulated user is shown
+two completions of one prompt from the same pool that the thumbs came from, and prefers one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from thumbtune.data.synth.simulate import as_messages
+from thumbtune.data.synth.users import Sample, SimulatedUsers
+from thumbtune.records import Pair
+
+
+def buy_pairs(
+    pool: Sequence[Sequence[Sample]], users: SimulatedUsers, *, labels: int, pair_cost: float, seed: int
+) -> tuple[list[Pair], dict[str, int]]:
+    """`labels / pair_cost` pairs from a pool of samples by prompt, each completion used once at most.
+
+    Also counts what happened: `bought`, `tied` (paid for, but no preference), `missing` (the pool ran out).
+    """
+    budget = int(labels // pair_cost)
+    rng = random.Random(seed)
+    shown: list[tuple[int, Sample, Sample]] = []
+    for number, samples in enumerate(pool):
+        usable = [sample for sample in samples if sample.text.strip()]
+        rng.shuffle(usable)
+        shown += [(number, a, b) for a, b in zip(usable[::2], usable[1::2], strict=False)]
+    rng.shuffle(shown)
+    pairs, tied = [], 0
+    for number, a, b in shown[:budget]:
+        preferred = users.prefer(a, b, key=f"pair/{number}/{a.text}/{b.text}")
+        if preferred is None:
+            tied += 1
+            continue
+        chosen, rejected = (a, b) if preferred == 0 else (b, a)
+        pairs.append(
+            Pair(
+                prompt=as_messages(a.prompt),
+                chosen=[{"role": "assistant", "content": chosen.text}],
+                rejected=[{"role": "assistant", "content": rejected.text}],
+                where=f"bought pair of prompt {number}",
+            )
+        )
+    return pairs, {"bought": len(pairs), "tied": tied, "missing": max(0, budget - len(shown))}

@@ -1,0 +1,92 @@
+"""Means with intervals. A number without its n and its interval is not reported.
+
+All intervals are 95 %. Where a prompt has several samples, prompts are resampled, not samples: completions of one
+prompt are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from thumbtune.preference.metrics import area_under_roc
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval and the number of cases behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def above(self, other: Estimate) -> bool:
+        """Whether the intervals are apart, this one higher."""
+        return self.low > other.high
+
+
+def estimate_share(by_prompt: Sequence[Sequence[bool]]) -> Estimate:
+    """Share of True over samples grouped by prompt: Wilson's interval with one sample a prompt, else resampling."""
+    flat = [outcome for outcomes in by_prompt for outcome in outcomes]
+    if all(len(outcomes) == 1 for outcomes in by_prompt):
+        from scipy.stats import binomtest
+
+        interval = binomtest(sum(flat), len(flat)).proportion_ci(CONFIDENCE, method="wilson")
+        return Estimate(sum(flat) / len(flat), float(interval.low), float(interval.high), len(flat))
+    return estimate_ratio([float(sum(o)) for o in by_prompt], [float(len(o)) for o in by_prompt], n=len(flat))
+
+
+def estimate_mean(values: Sequence[float]) -> Estimate:
+    """Mean of one value per prompt."""
+    return estimate_ratio(values, [1.0] * len(values))
+
+
+def estimate_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], n: int | None = None
+) -> Estimate:
+    """Σ numerators / Σ denominators, both one per prompt, such as nats over tokens."""
+    top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
+    low, high = _resample(len(top), lambda rows: top[rows].sum() / bottom[rows].sum())
+    return Estimate(float(top.sum() / bottom.sum()), low, high, n if n is not None else len(top))
+
+
+def estimate_auc(scores: Sequence[float], labels: Sequence[bool], prompts: Sequence[int]) -> Estimate | None:
+    """AUC of scores for labels, prompts resampled. None where one class is missing."""
+    score, label = torch.tensor(scores, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
+    auc = area_under_roc(score, label)
+    if auc is None:
+        return None
+    members: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        members.setdefault(prompt, []).append(row)
+    groups = list(members.values())
+
+    def measure(drawn: np.ndarray) -> float:
+        rows = [row for group in drawn for row in groups[group]]
+        return _nan_if_none(area_under_roc(score[rows], label[rows]))
+
+    low, high = _resample(len(groups), measure)
+    return Estimate(auc, low, high, len(scores))
+
+
+def _resample(n: int, measure: Callable[[np.ndarray], float]) -> tuple[float, float]:
+    """Percentile bootstrap over `n` prompts; the same draws for the same n, so that numbers can be repeated."""
+    rng = np.random.default_rng(0)
+    values = [measure(rng.integers(0, n, n)) for _ in range(RESAMPLES)]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _nan_if_none(value: float | None) -> float:
+    return float("nan") if value is None else value
