@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "thumbtune"
 MAY_IMPORT = {
     "errors": set(),
     "version": set(),
+    "__main__": {"cli"},
     "records": set(),
     "preference": {"errors"},
     "data": {"errors", "records", "preference"},

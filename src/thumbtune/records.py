@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Message = Mapping[str, Any]
-"""One chat message: `{"role": "user", "content": "..."}`, with `tool_calls` and the like where a template knows them."""
+"""One chat message: `{"role": "user", "content": "..."}`, and `tool_calls` and the like."""
 
 Text = str | Sequence[Message]
 """A prompt or a completion: plain text, or a list of chat messages."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from thumbtune.cli.progress import format_seconds, stage
+from thumbtune.cli.progress import format_seconds, stage, warn_on_stderr
 
 EXAMPLES = """
 Examples:
@@ -85,7 +84,7 @@ def train(
     from thumbtune.training.adapters import lora_config
     from thumbtune.training.run import TRAINERS, remove_run, run_training
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warn_on_stderr()
     with stage("Loading model and rows", quiet=as_json):
         trainer = TRAINERS[method](
             model=model,

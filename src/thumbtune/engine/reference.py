@@ -4,13 +4,15 @@ Before step 1 the policy is its own reference: full weights, a fresh adapter (wh
 adapter that was trained before all stand where they stood. So one pass before training needs no second model in
 memory; an explicit reference model is scored the same way and can be dropped afterwards.
 
-Results are keyed by content: weights, precision, token ids and their order. Same key, same bytes, so a run that
-finds them cached is the run that computed them, bit for bit.
+Results are keyed by content: weights, how the model uses them, precision, token ids and their order. Same key, same
+bytes, so a run that finds them cached is the run that computed them, bit for bit. A file that cannot be read whole is
+computed anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -41,14 +43,14 @@ def reference_log_probs(
     path = None
     if cache is not None:
         key = hashlib.sha256((fingerprint or fingerprint_weights(model)).encode())
+        key.update(describe_forward(model).encode())
         key.update(f"/{precision}/{max_tokens}/{torch.get_num_threads()}".encode())
         for branch in branches:
             key.update(repr((list(branch.prompt_ids), list(branch.completion_ids))).encode())
         path = cache / f"{key.hexdigest()}.safetensors"
-        if path.is_file():
-            from safetensors.torch import load_file
-
-            return load_file(path)["log_probs"]
+        cached = _read_cached(path, len(branches))
+        if cached is not None:
+            return cached
     scores = score_branches(
         model, branches, pad_token_id=pad_token_id, max_tokens=max_tokens, on_progress=on_progress
     )
@@ -71,6 +73,37 @@ def fingerprint_weights(model: Any, *, without: str | None = None) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def describe_forward(model: Any) -> str:
+    """What changes log-probs without being a weight: the model's config, and which adapters act how strongly."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if config is not None else {}
+    for name in ("_name_or_path", "transformers_version", "use_cache"):
+        settings.pop(name, None)
+    adapters = [
+        (name, module.active_adapters, [module.scaling.get(adapter) for adapter in module.active_adapters])
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "scaling") and not module.disable_adapters
+    ]
+    attention = getattr(config, "_attn_implementation", None)
+    return json.dumps([settings, attention, adapters], sort_keys=True, default=str)
+
+
+def _read_cached(path: Path, n_branches: int) -> Tensor | None:
+    """The scores in a cache file, or None where there is none or it is not whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        scores = load_file(path)["log_probs"]
+    except (SafetensorError, KeyError):
+        return None
+    return scores if scores.shape == (n_branches,) else None
 
 
 def _save_atomically(scores: Tensor, path: Path) -> None:

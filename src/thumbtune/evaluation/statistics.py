@@ -36,13 +36,19 @@ class Estimate:
 
 
 def estimate_share(by_prompt: Sequence[Sequence[bool]]) -> Estimate:
-    """Share of True over samples grouped by prompt: Wilson's interval with one sample a prompt, else resampling."""
+    """Share of True over samples grouped by prompt.
+
+    Wilson's interval with one sample a prompt, else prompts are resampled. Where all samples agree, resampling would
+    claim certainty: Wilson's interval over the prompts then, which is the wider.
+    """
     flat = [outcome for outcomes in by_prompt for outcome in outcomes]
-    if all(len(outcomes) == 1 for outcomes in by_prompt):
+    if all(len(outcomes) == 1 for outcomes in by_prompt) or len(set(flat)) == 1:
         from scipy.stats import binomtest
 
-        interval = binomtest(sum(flat), len(flat)).proportion_ci(CONFIDENCE, method="wilson")
-        return Estimate(sum(flat) / len(flat), float(interval.low), float(interval.high), len(flat))
+        n_prompts = len(by_prompt)
+        n_true = sum(outcomes[0] for outcomes in by_prompt)
+        interval = binomtest(n_true, n_prompts).proportion_ci(CONFIDENCE, method="wilson")
+        return Estimate(n_true / n_prompts, float(interval.low), float(interval.high), len(flat))
     return estimate_ratio([float(sum(o)) for o in by_prompt], [float(len(o)) for o in by_prompt], n=len(flat))
 
 

@@ -27,6 +27,8 @@ def prospect_value(
     """
     size = outcome.abs()
     curved = outcome.sign() * size.clamp(min=LINEAR_BELOW) ** alpha
-    linear = outcome * LINEAR_BELOW ** (alpha - 1)  # signed: |x| would have no slope at an outcome of exactly zero
+    linear = outcome * LINEAR_BELOW ** (
+        alpha - 1
+    )  # signed: |x| would have no slope at an outcome of exactly zero
     value = torch.where(size < LINEAR_BELOW, linear, curved)
     return torch.where(outcome < 0, loss_aversion * value, value)

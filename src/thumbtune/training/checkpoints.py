@@ -41,7 +41,7 @@ def staged_checkpoint(run_folder: Path, name: str) -> Iterator[Path]:
         good = last_checkpoint(run_folder)
         kept = f"the last good checkpoint is {good}" if good else "no earlier checkpoint exists"
         raise CheckpointError(
-            f"{final} could not be saved: {_find_cause(error)}. "
+            f"{final} could not be saved: {_find_cause(error, staging)}. "
             f"Free some space or name another folder, then run again; {kept}"
         ) from error
     finally:
@@ -83,13 +83,17 @@ def _find_checkpoints(run_folder: Path) -> list[Path]:
     return [path for path in run_folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
 
 
-def _find_cause(error: BaseException) -> str:
-    """The operating system's words where they are to be had, since torch hides them behind its own."""
+def _find_cause(error: BaseException, folder: Path) -> str:
+    """The operating system's words where they are to be had: torch hides them, so some bytes are written once more."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:
             return seen.strerror
         seen = seen.__cause__ or seen.__context__
+    try:
+        (folder / "probe").write_bytes(bytes(2**20))
+    except OSError as refusal:
+        return refusal.strerror or str(refusal)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -59,7 +59,7 @@ class MetricWindow:
                 metrics[f"count/{name}"] = int(members.sum())
         if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        auc = area_under_roc(rewards, labels)
+        auc = area_under_roc(rewards.round(decimals=4), labels)  # closer rewards differ by rounding alone
         if auc is not None:
             metrics["auc"] = auc
         metrics["saturated_share"] = saturated_share(gains)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -143,7 +144,9 @@ class ScoredRows(torch.utils.data.Dataset):
         }
         if planned.mismatched_row is not None:
             item["mismatched"] = self.rows.mismatched_branch(planned)
-            item["mismatched_reference"] = self.mismatched_log_probs[planned.row, planned.mismatched_row]
+            # NaN for what is read ahead behind the last step: it is never trained, and would stop the run if it were
+            pair = planned.row, planned.mismatched_row
+            item["mismatched_reference"] = self.mismatched_log_probs.get(pair, math.nan)
         return item
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from thumbtune.errors import ConfigError
 from thumbtune.training.checkpoints import last_checkpoint
@@ -65,6 +65,9 @@ def run_training(trainer: PreferenceTrainer, *, on_progress: OnProgress | None =
     if on_progress is not None:
         trainer.on_reference_progress = lambda done, total: on_progress("reference", done, total, {})
         trainer.add_callback(_ReportProgress(on_progress))
+    trainer.remove_callback(
+        PrinterCallback
+    )  # progress has one place, and standard output belongs to the caller
     started = time.monotonic()
     with PeakMemory() as memory:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

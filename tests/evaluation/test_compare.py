@@ -1,0 +1,159 @@
+"""The comparison end to end on a tiny model, and its arithmetic on numbers worked by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thumbtune.data.formats import rows_from_dataset
+from thumbtune.data.synth.users import Sample, SimulatedUsers, parse_taste
+from thumbtune.engine.loading import load_model_and_tokenizer
+from thumbtune.evaluation import compare as module
+from thumbtune.evaluation.compare import Request, compare
+from thumbtune.evaluation.judge import Sampling
+from thumbtune.evaluation.pairs_bought import buy_pairs
+from thumbtune.evaluation.report import write_report
+
+USERS = SimulatedUsers(parse_taste("brevity:24"))
+SETTINGS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
+
+
+@contextmanager
+def on_stage(name: str) -> Iterator[Any]:
+    yield lambda done, total, note="": None
+
+
+def make_pool(n_prompts: int = 8) -> list[list[Sample]]:
+    return [
+        [
+            Sample(f"Question {i}?", f"A short answer {i}." if k else "long " * 30, 4 if k else 30, bool(k))
+            for k in range(2)
+        ]
+        for i in range(n_prompts)
+    ]
+
+
+@pytest.fixture
+def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    monkeypatch.setenv("THUMBTUNE_CACHE", str(tmp_path / "cache"))
+    pool = make_pool()
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": sample.prompt}],
+            "completion": [{"role": "assistant", "content": sample.text}],
+            "label": USERS.truth(sample),
+        }
+        for samples in pool
+        for sample in samples
+    ]
+    return Request(
+        model_name="tiny",
+        rows=rows_from_dataset(rows, source="thumbs"),
+        held_out=["One?", "Two?", "Three?"],
+        users=USERS,
+        out=tmp_path / "run",
+        pool=pool,
+        settings={"kto": SETTINGS, "dpo": SETTINGS},
+        lora={"r": 4},
+        sampling=Sampling(samples_per_prompt=2, max_new_tokens=6),
+        pair_cost=2,
+        title="a test",
+    )
+
+
+def test_all_arms_are_trained_judged_and_reported_and_the_base_is_handed_back(
+    request_of: Request, tiny_model_path: Path
+) -> None:
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    content = compare(request_of, model, tokenizer, on_stage)
+    assert list(content["arms"]) == ["base", "kto", "dpo", "dpo_bought"]
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    kto = content["arms"]["kto"]
+    assert kto["up_rate"]["n"] == 6
+    assert kto["up_rate"]["low"] <= kto["up_rate"]["mean"] <= kto["up_rate"]["high"]
+    assert [point["step"] for point in kto["curve"]] == [1, 2]
+    assert kto["peak_rss_mb"] > 100
+    assert content["arms"]["dpo"]["spent"]["pairs"] == 8
+    assert (
+        content["arms"]["dpo_bought"]["spent"] | {"bought": 8, "tied": 0}
+        == content["arms"]["dpo_bought"]["spent"]
+    )
+    assert json.loads((request_of.out / "compare.json").read_text())["arms"]["kto"]["auc"] == kto["auc"]
+    assert len((request_of.out / "completions.jsonl").read_text().splitlines()) == 3
+    assert "Two?" in write_report(request_of.out).read_text()
+
+
+def test_started_again_it_repeats_no_work_and_gives_the_same_numbers(
+    request_of: Request, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    first = compare(request_of, model, tokenizer, on_stage)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr("thumbtune.training.trainer.PreferenceTrainer.train", refuse)
+    monkeypatch.setattr("thumbtune.evaluation.judge.sample_completions", refuse)
+    again = compare(request_of, model, tokenizer, on_stage)
+    assert json.loads(json.dumps(again["arms"])) == json.loads(json.dumps(first["arms"]))
+
+
+def test_before_training_the_log_ratios_and_the_kl_are_zero(
+    request_of: Request, tiny_model_path: Path
+) -> None:
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    still = {name: SETTINGS | {"learning_rate": 0.0} for name in ("kto", "dpo")}
+    content = compare(replace(request_of, settings=still), model, tokenizer, on_stage)
+    assert content["arms"]["kto"]["kl_per_token"]["mean"] == pytest.approx(0.0, abs=1e-5)
+    assert content["arms"]["kto"]["gain"]["mean"] == 0
+    assert content["arms"]["kto"]["length"]["mean"] == content["arms"]["base"]["length"]["mean"]
+
+
+def test_an_arm_that_is_refused_is_reported_and_the_others_go_on(
+    request_of: Request, tiny_model_path: Path
+) -> None:
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    up_only = [e for e in request_of.rows.examples if e.label]
+    rows = replace(request_of.rows, examples=up_only)
+    content = compare(replace(request_of, rows=rows, pool=()), model, tokenizer, on_stage)
+    assert "no pair" in content["arms"]["dpo"]["error"]
+    assert content["arms"]["kto"]["up_rate"]["n"] == 6
+    assert any("failed" in sentence for sentence in content["verdict"])
+
+
+def test_the_budget_buys_its_pairs_and_counts_ties_and_an_empty_pool() -> None:
+    pairs, counts = buy_pairs(make_pool(8), USERS, labels=20, pair_cost=5, seed=0)
+    assert len(pairs) == 4
+    assert counts == {"bought": 4, "tied": 0, "missing": 0}
+    assert all(pair.chosen[0]["content"].startswith("A short") for pair in pairs)
+    alike = [[samples[1], samples[1]] for samples in make_pool(3)]
+    assert buy_pairs(alike, USERS, labels=20, pair_cost=5, seed=0)[1] == {
+        "bought": 0,
+        "tied": 3,
+        "missing": 1,
+    }
+
+
+def test_kl_per_token_is_nats_over_tokens_worked_by_hand() -> None:
+    from thumbtune.evaluation.generate import Sampled
+
+    # Two prompts: log ratios 3 − 1 over 2 tokens + the end, and 1 − 0 over 1 token: (2 + 1) / (3 + 1) = 0.75 nats
+    samples = [[Sampled("a b", (1, 2), 9, 3.0)], [Sampled("a", (1,), None, 1.0)]]
+    scores = module.ArmScores(samples, [[True], [False]], [[1.0], [0.0]], [[0.0], [0.0]])
+    assert module._kl_per_token([scores])["mean"] == pytest.approx(0.75)
