@@ -24,7 +24,7 @@ demo: setup  ## Real model, simulated voters, KTO and DPO, report: into runs/dem
 
 test: setup  ## The fast tests: no network, under ten minutes on two cores
 	scripts/install-chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## Tests that need the real model or minutes
 	$(BIN)/python -m pytest -m slow

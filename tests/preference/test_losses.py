@@ -118,9 +118,13 @@ def test_before_the_first_step_each_loss_stands_where_it_is_known_to_stand() -> 
 
 def test_before_the_first_step_each_loss_already_teaches() -> None:
     # A log ratio of exactly zero is where every run starts: a gradient of zero there would be the end of training.
-    for loss_of in LOSSES.values():
-        log_ratio = torch.zeros(2, requires_grad=True)
-        up, down = gradient(loss_of(log_ratio, torch.tensor([True, False])), log_ratio)
+    log_ratio, labels = torch.zeros(2, requires_grad=True), torch.tensor([True, False])
+    for loss in (
+        kto_loss(log_ratio, labels, ZERO, beta=0.1),
+        kto_threshold_loss(log_ratio, labels, z_yes=0.0, z_no=0.0, beta=0.1),
+        kto_prospect_loss(log_ratio, labels, ZERO, beta=0.1),
+    ):
+        up, down = gradient(loss, log_ratio)
         assert up < 0 < down
 
 
@@ -449,7 +453,7 @@ def test_no_finite_log_ratio_gives_a_value_or_a_gradient_that_is_not_a_number(
 @pytest.mark.parametrize("name", [*LOSSES, "dpo"])
 def test_float32_stays_within_its_rounding_of_float64(name: str) -> None:
     # With x = β (r − z0), rounding x by 2^−24 moves e^x by |x| 2^−24. Measured over these 20,000 values: at most
-    # 0.55 of the bound below.
+    # 0.61 of the bound below.
     generator = torch.Generator().manual_seed(0)
     log_ratio = torch.randn(20_000, generator=generator) * 100
     labels = torch.rand(20_000, generator=generator) < 0.5
@@ -460,5 +464,4 @@ def test_float32_stays_within_its_rounding_of_float64(name: str) -> None:
     exact = loss_of(log_ratio.double())
     error = (loss_of(log_ratio).double() - exact).abs()
     bound = (2 + 0.2 * log_ratio.double().abs()) * 2**-23 * exact.abs() + 1e-37
-    near_zero = (0.1 * (log_ratio - 1.5)).abs() < 0.05  # β (r − z0) cancels there: judged absolutely
-    assert bool(((error <= bound) | (near_zero & (error < 1e-6))).all())
+    assert bool((error <= bound).all())

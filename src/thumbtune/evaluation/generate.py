@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def sample_completions(
 
     `temperature` 0 takes the likeliest token. `batch_size` bounds the rows that are decoded together. Each row draws
     from its own stream of random numbers, seeded by its place in the list: batching changes nothing but the last
-    bits of the logits. `on_progress(done, total)` counts completions.
+    bits of the logits. `on_progress(done, total)` counts completions, a batch by the share of its longest one.
     """
     if n < 1 or max_new_tokens < 1:
         raise ConfigError(f"sampling needs n >= 1 and max_new_tokens >= 1, got {n} and {max_new_tokens}")
@@ -74,6 +75,11 @@ def sample_completions(
     by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     results: list[list[Sampled]] = [[] for _ in prompts]
     stops = stop_token_ids(model, tokenizer)
+
+    def report(before: int, n_rows: int, share: float) -> None:
+        if on_progress is not None:
+            on_progress(before + int(share * n_rows), len(prompts) * n)
+
     with evaluating(model):
         for start in range(0, len(prompts), prompts_at_once):
             members = by_length[start : start + prompts_at_once]
@@ -87,11 +93,10 @@ def sample_completions(
                 temperature=temperature,
                 top_p=top_p,
                 stops=stops,
+                on_step=partial(report, start * n, len(members) * n),
             )
             for position, i in enumerate(members):
                 results[i] = rows[position * n : (position + 1) * n]
-            if on_progress is not None:
-                on_progress(min(start + prompts_at_once, len(prompts)) * n, len(prompts) * n)
     return results
 
 
@@ -113,6 +118,7 @@ def _decode(
     temperature: float,
     top_p: float,
     stops: frozenset[int],
+    on_step: Callable[[float], None],
 ) -> list[Sampled]:
     cache, logits, mask = encode_prompts(model, prompts, tokenizer.pad_token_id)
     cache.batch_repeat_interleave(n)
@@ -126,6 +132,7 @@ def _decode(
     alive = torch.arange(n_rows, device=device)
     positions = mask.sum(-1, keepdim=True)  # (rows alive, 1): the next token's position
     for step in range(max_new_tokens):
+        on_step((step + 1) / max_new_tokens)
         logits = logits.float()
         uniforms = torch.tensor([torch.rand((), generator=noise[row]).item() for row in alive.tolist()])
         chosen = _pick(logits, uniforms.to(device), temperature, top_p)  # (rows alive,)
@@ -168,7 +175,7 @@ def _pick(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) ->
     order = None
     if top_p < 1:
         probs, order = probs.sort(-1, descending=True)
-        probs = probs.masked_fill(probs.cumsum(-1) - probs > top_p, 0.0)
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
     cumulative = probs.cumsum(-1)
     target = uniforms.unsqueeze(1) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[-1] - 1)

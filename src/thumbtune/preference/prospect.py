@@ -27,8 +27,7 @@ def prospect_value(
     """
     size = outcome.abs()
     curved = outcome.sign() * size.clamp(min=LINEAR_BELOW) ** alpha
-    linear = outcome * LINEAR_BELOW ** (
-        alpha - 1
-    )  # signed: |x| would have no slope at an outcome of exactly zero
+    # signed, since |x| would have no slope at an outcome of exactly zero
+    linear = outcome * LINEAR_BELOW ** (alpha - 1)
     value = torch.where(size < LINEAR_BELOW, linear, curved)
     return torch.where(outcome < 0, loss_aversion * value, value)

@@ -47,6 +47,7 @@ def build_manifest(
     content = {
         "thumbtune": thumbtune.__version__,
         "git_commit": git_commit(),
+        "code": digest_code(),
         "method": config.method,
         "seed": config.seed,
         "deterministic": describe_determinism(),
@@ -136,6 +137,16 @@ def describe_determinism() -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def digest_code() -> str:
+    """SHA-256 over thumbtune's own source files, since a commit does not tell one uncommitted change from another."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def git_commit() -> str | None:

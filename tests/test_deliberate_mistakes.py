@@ -1,0 +1,504 @@
+"""Deliberate mistakes, each of which must turn tests red: what a green suite is worth.
+
+A copy of the package gets one mistake at a time, and the tests named beside it run against that copy. They all must
+pass on the unharmed copy and all must fail on the harmed one. A snippet that is no longer in its file exactly once
+fails here, so that the list cannot rot: bring it up to date with the code, or drop it with its reason.
+
+All mistakes run in one child process, one after another (`python tests/test_deliberate_mistakes.py`), since importing
+torch takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "src" / "thumbtune"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    name: str
+    file: str
+    right: str
+    wrong: str
+    red: tuple[str, ...]
+    """Tests that must fail: file under tests/, then the test's name."""
+
+
+LOSSES = "preference/test_losses.py"
+POINT = "preference/test_reference_point.py"
+PROSPECT = "preference/test_prospect.py"
+METRICS = "preference/test_preference_metrics.py"
+PLAN = "engine/test_plan.py"
+LOG_PROBS = "engine/test_logprobs.py"
+REFERENCE = "engine/test_reference.py"
+GENERATE = "evaluation/test_generate.py"
+TRL = "training/test_against_trl.py"
+FAULTS = "training/test_trl_faults.py"
+
+KTO_BY_HAND = f"{LOSSES}::test_kto_of_one_thumb_up_and_one_thumb_down_worked_by_hand"
+DPO_BY_HAND = f"{LOSSES}::test_dpo_worked_by_hand"
+KTO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[kto, adapter]"
+DPO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[dpo, adapter]"
+CUT = f"{TRL}::test_a_batch_cut_into_microbatches_has_the_loss_and_gradients_of_trl_s_whole_batch"
+START = f"{TRL}::test_before_the_first_step_both_stand_at_half_the_weights"
+UNPADDED = f"{LOG_PROBS}::test_the_padded_path_equals_one_unpadded_row_at_a_time"
+SHARED = f"{LOG_PROBS}::test_shared_prompts_duplicates_and_chunks_change_nothing"
+
+MISTAKES = [
+    # ---- the losses
+    Mistake(
+        "the sign of KTO is flipped",
+        "preference/losses.py",
+        "weight * torch.sigmoid(-sign * gain)",
+        "weight * torch.sigmoid(sign * gain)",
+        (KTO_BY_HAND, f"{LOSSES}::test_before_the_first_step_each_loss_already_teaches"),
+    ),
+    Mistake(
+        "1 - sigmoid(x) for sigmoid(-x)",
+        "preference/losses.py",
+        "weight * torch.sigmoid(-sign * gain)",
+        "weight * (1 - torch.sigmoid(sign * gain))",
+        (
+            f"{LOSSES}::test_a_nearly_certain_completion_keeps_the_gradient_that_one_minus_sigmoid_loses"
+            "[dtype2-18.0]",
+        ),
+    ),
+    Mistake(
+        "z0 is missing from KTO",
+        "preference/losses.py",
+        "beta * (log_ratio - reference_point), desirable,",
+        "beta * log_ratio, desirable,",
+        (KTO_BY_HAND, f"{LOSSES}::test_at_the_reference_point_the_loss_is_half_the_weight"),
+    ),
+    Mistake(
+        "z0 is subtracted from beta r instead of r",
+        "preference/losses.py",
+        "beta * (log_ratio - reference_point), desirable,",
+        "beta * log_ratio - reference_point, desirable,",
+        (KTO_BY_HAND, f"{LOSSES}::test_thresholds_of_beta_times_z0_are_kto"),
+    ),
+    Mistake(
+        "z0 moves thumbs down the other way",
+        "preference/losses.py",
+        "beta * (log_ratio - reference_point), desirable,",
+        "beta * (log_ratio - torch.where(desirable, 1, -1) * reference_point), desirable,",
+        (KTO_BY_HAND,),
+    ),
+    Mistake(
+        "beta is missing from KTO",
+        "preference/losses.py",
+        "beta * (log_ratio - reference_point), desirable,",
+        "log_ratio - reference_point, desirable,",
+        (KTO_BY_HAND,),
+    ),
+    Mistake(
+        "beta is missing from DPO",
+        "preference/losses.py",
+        "margin = beta * (",
+        "margin = (",
+        (DPO_BY_HAND,),
+    ),
+    Mistake(
+        "the class weights are swapped",
+        "preference/losses.py",
+        "desirable_weight, undesirable_weight)\n    return weight * torch.sigmoid",
+        "undesirable_weight, desirable_weight)\n    return weight * torch.sigmoid",
+        (KTO_BY_HAND, f"{LOSSES}::test_kto_lies_between_zero_and_the_class_weight"),
+    ),
+    Mistake(
+        "the thresholds are swapped",
+        "preference/losses.py",
+        "torch.where(desirable, z_yes, z_no)",
+        "torch.where(desirable, z_no, z_yes)",
+        (
+            f"{LOSSES}::test_thresholds_worked_by_hand",
+            f"{LOSSES}::test_each_threshold_moves_its_own_class_only",
+        ),
+    ),
+    Mistake(
+        "DPO prefers the rejected completion",
+        "preference/losses.py",
+        "(chosen_log_ratio - rejected_log_ratio)",
+        "(rejected_log_ratio - chosen_log_ratio)",
+        (DPO_BY_HAND,),
+    ),
+    Mistake(
+        "label smoothing smooths nothing",
+        "preference/losses.py",
+        "        -margin\n",
+        "        margin\n",
+        (DPO_BY_HAND,),
+    ),
+    Mistake(
+        "loss aversion weighs gains",
+        "preference/prospect.py",
+        "torch.where(outcome < 0, loss_aversion",
+        "torch.where(outcome > 0, loss_aversion",
+        (f"{PROSPECT}::test_gains_and_losses_worked_by_hand",),
+    ),
+    Mistake(
+        "the prospect value has no slope at zero",
+        "preference/prospect.py",
+        "linear = outcome * ",
+        "linear = outcome.sign() * size * ",
+        (f"{LOSSES}::test_before_the_first_step_each_loss_already_teaches",),
+    ),
+    # ---- the reference point and the metrics
+    Mistake(
+        "z0 is not clamped at zero",
+        "preference/reference_point.py",
+        ".mean().clamp(min=0)",
+        ".mean()",
+        (f"{POINT}::test_a_negative_mean_is_clamped_at_zero_and_single_negatives_are_not",),
+    ),
+    Mistake(
+        "z0 clamps each completion instead of the mean",
+        "preference/reference_point.py",
+        ".mean().clamp(min=0)",
+        ".clamp(min=0).mean()",
+        (f"{POINT}::test_a_negative_mean_is_clamped_at_zero_and_single_negatives_are_not",),
+    ),
+    Mistake(
+        "z0 takes a gradient",
+        "preference/reference_point.py",
+        ".detach().float()",
+        ".float()",
+        (f"{POINT}::test_it_takes_no_gradient",),
+    ),
+    Mistake(
+        "ties count fully in the AUC",
+        "preference/metrics.py",
+        "last_rank - (counts.double() - 1) / 2",
+        "last_rank",
+        (f"{METRICS}::test_the_area_worked_by_hand",),
+    ),
+    # ---- log-probs
+    Mistake(
+        "the completion mask is one column early",
+        "engine/logprobs.py",
+        "attention_mask[:, prompt_width:].bool()",
+        "attention_mask[:, prompt_width - 1 : -1].bool()",
+        (f"{LOG_PROBS}::test_padding_worked_by_hand", f"{UNPADDED}[llama]"),
+    ),
+    Mistake(
+        "logits are read one token late",
+        "engine/logprobs.py",
+        ".logits[:, :-1]  # (B, C, V)",
+        ".logits[:, 1:]  # (B, C, V)",
+        (f"{UNPADDED}[llama]",),
+    ),
+    Mistake(
+        "the first completion token is dropped",
+        "engine/logprobs.py",
+        'return _sum_token_log_probs(logits, batch["input_ids"][:, -width:], completion_mask)',
+        'return _sum_token_log_probs(logits[:, 1:], batch["input_ids"][:, -width:][:, 1:], completion_mask[:, 1:])',
+        (f"{LOG_PROBS}::test_no_prompt_token_is_scored_and_no_completion_token_is_missed",),
+    ),
+    Mistake(
+        "the prompt's last token counts as completion",
+        "data/chat.py",
+        "boundary = _common_prefix_length(prompt_ids, both_ids)",
+        "boundary = _common_prefix_length(prompt_ids, both_ids) - 1",
+        (f"{TRL}::test_trl_and_ours_cut_the_same_text_into_the_same_tokens",),
+    ),
+    Mistake(
+        "padding is counted",
+        "engine/logprobs.py",
+        ".masked_fill(~mask, 0.0)",
+        "",
+        (f"{LOG_PROBS}::test_a_log_prob_worked_by_hand", f"{UNPADDED}[llama]"),
+    ),
+    Mistake(
+        "the log-prob is a mean over tokens",
+        "engine/logprobs.py",
+        ".masked_fill(~mask, 0.0).sum(-1)",
+        ".masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)",
+        (f"{LOG_PROBS}::test_a_log_prob_worked_by_hand",),
+    ),
+    Mistake(
+        "positions count the padding on the left",
+        "engine/logprobs.py",
+        "(attention_mask.cumsum(-1) - 1).clamp(min=0)",
+        "torch.arange(shape[1]).expand(shape)",
+        (f"{UNPADDED}[gpt2]",),
+    ),
+    Mistake(
+        "positions behind a shared prompt count its padding",
+        "engine/logprobs.py",
+        "prompt_mask.sum(-1, keepdim=True) + torch",
+        "torch.full_like(prompt_mask[:, :1], prompt_mask.shape[1]) + torch",
+        (f"{SHARED}[gpt2]",),
+    ),
+    Mistake(
+        "padding is attended to",
+        "engine/logprobs.py",
+        "attention_mask[row, columns] = 1",
+        "attention_mask[row, : columns.stop] = 1",
+        (f"{UNPADDED}[llama]",),
+    ),
+    Mistake(
+        "scores come back in the order of the chunks",
+        "engine/logprobs.py",
+        "scores[members] = ",
+        "scores[done : done + len(members)] = ",
+        (f"{SHARED}[llama]",),
+    ),
+    Mistake(
+        "a completion rides on another prompt",
+        "engine/logprobs.py",
+        "[position[tuple(branch.prompt_ids)] for branch in branches]",
+        "[0 for branch in branches]",
+        (f"{SHARED}[llama]",),
+    ),
+    Mistake(
+        "the cached reference does not see where the prompt ends",
+        "engine/reference.py",
+        "repr((list(branch.prompt_ids), list(branch.completion_ids)))",
+        "repr([*branch.prompt_ids, *branch.completion_ids])",
+        (f"{REFERENCE}::test_other_token_ids_are_another_key[branches1]",),
+    ),
+    Mistake(
+        "a failed write leaves its half behind",
+        "engine/reference.py",
+        "Path(staging).unlink(missing_ok=True)",
+        "pass",
+        (f"{REFERENCE}::test_a_write_that_fails_leaves_nothing_behind",),
+    ),
+    Mistake(
+        "a sample's log-prob is that of the temperature",
+        "evaluation/generate.py",
+        "logits.log_softmax(-1)",
+        "(logits / max(temperature, 0.1)).log_softmax(-1)",
+        (f"{GENERATE}::test_the_log_prob_is_the_score_of_the_same_tokens[settings1]",),
+    ),
+    # ---- who meets whom
+    Mistake(
+        "a completion is lent to a row of its own prompt",
+        "engine/plan.py",
+        "if keys[position] == keys[lend]:",
+        "if position == lend:",
+        (f"{PLAN}::test_a_lent_completion_is_always_of_another_prompt",),
+    ),
+    Mistake(
+        "completions are lent on by one, whatever their prompts",
+        "engine/plan.py",
+        "line[(index + shift) % len(line)]",
+        "line[(index + 1) % len(line)]",
+        (f"{PLAN}::test_every_completion_is_lent_once_where_no_prompt_fills_more_than_half_of_the_batch",),
+    ),
+    Mistake(
+        "the rare class may miss the last batch",
+        "engine/plan.py",
+        "one_each = len(rare) >= len(sizes)",
+        "one_each = False",
+        (f"{PLAN}::test_a_small_last_batch_gets_its_row_of_the_rare_class",),
+    ),
+    Mistake(
+        "every epoch has the same order",
+        "engine/plan.py",
+        'random.Random(f"{self.seed}/{epoch}")',
+        'random.Random(f"{self.seed}")',
+        (f"{PLAN}::test_epochs_are_shuffled_anew",),
+    ),
+    Mistake(
+        "a row is lent its own completion",
+        "training/rows.py",
+        "lender = self.branches[planned.mismatched_row][0]",
+        "lender = self.branches[planned.row][0]",
+        (f"{FAULTS}::test_ours_lends_completions_of_the_same_batch_whatever_the_number_of_processes[3]",),
+    ),
+    # ---- the trainer
+    Mistake(
+        "the reference is ignored",
+        "training/trainer.py",
+        'log_ratio = log_probs - inputs["reference"]',
+        "log_ratio = log_probs",
+        (START,),
+    ),
+    Mistake(
+        "the reference is that of the row before",
+        "training/rows.py",
+        '"reference": self.log_probs[planned.row],',
+        '"reference": self.log_probs[planned.row - 1],',
+        (START,),
+    ),
+    Mistake(
+        "z0 ignores the reference",
+        "training/trainer.py",
+        ' - mismatched["reference"]',
+        "",
+        (KTO_AS_TRL,),
+    ),
+    Mistake(
+        "z0 is that of one microbatch",
+        "training/trainer.py",
+        'microbatch["reference_point"] = reference_point',
+        'microbatch["reference_point"] = self._estimate_reference_point([microbatch], "train", self.train_dataset)',
+        (f"{CUT}[1-4]",),
+    ),
+    Mistake(
+        "the loss is the mean over microbatch means",
+        "training/trainer.py",
+        "losses.sum() / (num_items_in_batch or len(losses))",
+        "losses.mean() / self.args.gradient_accumulation_steps",
+        (f"{CUT}[3-2]",),
+    ),
+    Mistake(
+        "a class weight does not reach the loss",
+        "training/methods.py",
+        '"undesirable_weight": config.undesirable_weight,',
+        '"undesirable_weight": 1.0,',
+        (START,),
+    ),
+    Mistake(
+        "chosen and rejected are swapped on the way to DPO",
+        "training/methods.py",
+        "chosen, rejected = log_ratio.chunk(2)",
+        "rejected, chosen = log_ratio.chunk(2)",
+        (DPO_AS_TRL,),
+    ),
+    Mistake(
+        "pairs are stacked pair by pair",
+        "training/rows.py",
+        'item["branches"][k] for k in range(n_branches) for item in items',
+        'item["branches"][k] for item in items for k in range(n_branches)',
+        (DPO_AS_TRL,),
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_each_mistake_is_still_one_edit_away(mistake: Mistake) -> None:
+    source = (PACKAGE / mistake.file).read_text()
+    assert source.count(mistake.right) == 1, (
+        f"{mistake.file} holds {mistake.right!r} {source.count(mistake.right)} times: bring the list up to date"
+    )
+
+
+def test_names_of_mistakes_are_told_apart() -> None:
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+
+
+@pytest.mark.timeout(600)
+def test_every_deliberate_mistake_turns_its_tests_red(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {
+        "PYTHONPATH": str(tmp_path / "src"),
+        "PYTHONDONTWRITEBYTECODE": "1",  # or a mistake of the same length, in the same second, would not be seen
+        "OMP_NUM_THREADS": "1",
+    }
+    shutil.copytree(PACKAGE, tmp_path / "src" / "thumbtune", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-P", __file__, str(tmp_path)]
+    with (tmp_path / "output").open("w") as output:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, timeout=580, check=False
+        )
+    assert done.returncode == 0, (tmp_path / "output").read_text()[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["imported"] == str(tmp_path / "src" / "thumbtune" / "__init__.py")
+    assert results["unharmed"]["not passed"] == [], results["unharmed"]["output"]
+    survivors = {
+        mistake.name: results[mistake.name]["not failed"]
+        for mistake in MISTAKES
+        if results[mistake.name]["not failed"]
+    }
+    assert survivors == {}, "these mistakes leave these tests green"
+
+
+# ---- the child process
+
+
+class Outcomes:
+    """A pytest plugin that notes how each test ended. Only an assertion counts as red: a crash proves nothing."""
+
+    def __init__(self) -> None:
+        self.of_test: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.of_test[report.nodeid] = report.outcome
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = crash.message if crash is not None else str(report.longrepr)
+            if report.when != "call" or not message.startswith("AssertionError"):
+                self.of_test[report.nodeid] = f"{report.when} crashed: {message[:200]}"
+
+
+def run_tests(tests: list[str]) -> tuple[dict[str, str], str]:
+    """Outcome of each test on the package as it stands on disk now, imported afresh, and what pytest printed."""
+    for name, module in list(sys.modules.items()):
+        of_tests = str(getattr(module, "__file__", None) or "").startswith(str(REPOSITORY / "tests"))
+        if name.split(".")[0] == "thumbtune" or (of_tests and name != "__main__"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    outcomes, printed = Outcomes(), StringIO()
+    arguments = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--assert=plain",
+        "--tb=line",
+        *(f"tests/{test}" for test in tests),
+    ]
+    with redirect_stdout(printed), redirect_stderr(printed):
+        pytest.main(arguments, plugins=[outcomes])
+    found = {test: outcomes.of_test.get(f"tests/{test}", "not run") for test in tests}
+    return found, printed.getvalue()
+
+
+@contextmanager
+def harmed(path: Path, mistake: Mistake) -> Iterator[None]:
+    whole = path.read_text()
+    assert whole.count(mistake.right) == 1
+    path.write_text(whole.replace(mistake.right, mistake.wrong))
+    try:
+        yield
+    finally:
+        path.write_text(whole)
+
+
+def run_all(folder: Path) -> None:
+    from hypothesis import Phase, settings
+
+    # The first counter-example is enough: a smaller one costs time, and chance has no place here.
+    settings.register_profile(
+        "first counter-example", phases=[Phase.explicit, Phase.generate], database=None, derandomize=True
+    )
+    settings.load_profile("first counter-example")
+    found, printed = run_tests(sorted({test for mistake in MISTAKES for test in mistake.red}))
+    results: dict[str, object] = {
+        "imported": sys.modules["thumbtune"].__file__,
+        "unharmed": {
+            "not passed": [test for test, outcome in found.items() if outcome != "passed"],
+            "output": printed[-3000:],
+        },
+    }
+    for mistake in MISTAKES:
+        started = time.monotonic()
+        with harmed(folder / "src" / "thumbtune" / mistake.file, mistake):
+            found, _ = run_tests(list(mistake.red))
+        results[mistake.name] = {
+            "not failed": [f"{test}: {outcome}" for test, outcome in found.items() if outcome != "failed"],
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    run_all(Path(sys.argv[1]))

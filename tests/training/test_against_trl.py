@@ -1,0 +1,233 @@
+"""An outside opinion: TRL 1.16 on the same rows, the same pairing and the same weights, in float32.
+
+TRL is driven through its own trainer: its tokenization, its collator, its reference, its `compute_loss`. It lends each
+row the completion of the row before it in the microbatch; ours is told to do the same. The policy is moved away from
+the reference after both trainers are made, so that z0 is above zero and no gradient is trivial.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from thumbtune import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from thumbtune.engine.plan import BatchPlan, PlannedRow
+
+# TRL 1.16 sets by default what transformers 5.23 has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+
+THUMBS = [
+    {"prompt": "İstanbul nüfusu?", "completion": " Yaklaşık 15 milyon.", "label": True},
+    {"prompt": "Why?", "completion": " Bilmiyorum.", "label": False},
+    {"prompt": "Ankara'nın nüfusu nedir?", "completion": " 5.6 milyon", "label": True},
+    {"prompt": "1 + 1 =", "completion": " 2", "label": True},
+]
+PAIRS = [
+    {"prompt": "İstanbul nüfusu?", "chosen": " Yaklaşık 15 milyon.", "rejected": " Bilmiyorum."},
+    {"prompt": "Why?", "chosen": " Because it is so.", "rejected": " No."},
+    {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " about three, I should think"},
+    {"prompt": "A somewhat longer question?", "chosen": " Yes", "rejected": " y"},
+]
+SHARED: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "beta": 0.3,
+    "max_length": 256,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+}
+WEIGHTS = {"desirable_weight": 1.25, "undesirable_weight": 3.5}
+
+
+class OneBatch(BatchPlan):
+    """All rows in one batch, in order, each lent the completion of the row before it, as TRL does."""
+
+    def epoch(self, epoch: int) -> list[list[PlannedRow]]:
+        n_rows = len(self)
+        return [[PlannedRow(row, (row - 1) % n_rows if self.mismatched else None) for row in range(n_rows)]]
+
+
+def lora_config() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
+
+
+def base_model(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def move(ours: Any, theirs: Any) -> None:
+    """Give both policies the same weights, off the reference: noise, then a few steps towards the lent completions."""
+    model, rows = ours.model, ours.train_dataset.rows.branches
+    texts = [
+        torch.tensor([[*own.prompt_ids, *lent.completion_ids]])
+        for (own, *_), (lent, *_) in zip(rows, [rows[-1], *rows[:-1]], strict=True)
+    ]
+    parameters = list(trained(model).values())
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    for _ in range(10):
+        loss = sum(model(input_ids=text, labels=text).loss for text in texts)
+        steps = torch.autograd.grad(loss, parameters)
+        size = torch.stack([step.norm() for step in steps]).norm()
+        with torch.no_grad():
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.sub_(0.1 * step / size)
+    theirs.model.load_state_dict(model.state_dict())
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in trained(model).items()}
+    assert all(gradient is not None for gradient in found.values())
+    return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
+
+
+def build_ours(method: str, path: Path, tokenizer: Any, folder: Path, adapter: Any, **settings: Any) -> Any:
+    kind, config = (KTOTrainer, KTOConfig) if method == "kto" else (DPOTrainer, DPOConfig)
+    trainer = kind(
+        model=base_model(path),
+        args=config(output_dir=str(folder / "ours"), **{**SHARED, **settings}),
+        train_dataset=THUMBS if method == "kto" else PAIRS,
+        processing_class=copy.deepcopy(tokenizer),
+        peft_config=adapter,
+    )
+    plan = trainer.plan
+    trainer.plan = OneBatch(plan.labels, plan.prompt_keys, plan.batch_size, plan.seed, plan.mismatched)
+    trainer._score_references()
+    return trainer
+
+
+def build_theirs(method: str, path: Path, tokenizer: Any, folder: Path, adapter: Any, **settings: Any) -> Any:
+    import trl
+    from datasets import Dataset
+
+    kind, config = (trl.KTOTrainer, trl.KTOConfig) if method == "kto" else (trl.DPOTrainer, trl.DPOConfig)
+    return kind(
+        model=base_model(path),
+        ref_model=None if adapter is not None else base_model(path),
+        args=config(
+            output_dir=str(folder / "trl"), train_sampling_strategy="sequential", **{**SHARED, **settings}
+        ),
+        train_dataset=Dataset.from_list(THUMBS if method == "kto" else PAIRS),
+        processing_class=copy.deepcopy(tokenizer),
+        peft_config=adapter,
+    )
+
+
+def step_ours(trainer: Any) -> tuple[float, dict[str, Tensor], float | None]:
+    """Loss of the whole batch, gradients, z0: through the same calls that transformers' training loop makes."""
+    trainer.model.train()
+    loader = iter(trainer.get_train_dataloader())
+    batches = trainer.args.gradient_accumulation_steps
+    microbatches, n_rows = trainer.get_batch_samples(loader, batches, torch.device("cpu"))
+    total = 0.0
+    for microbatch in microbatches:
+        loss = trainer.compute_loss(trainer.model, microbatch, num_items_in_batch=n_rows)
+        loss.backward()
+        total += float(loss.detach())
+    z0 = microbatches[0].get("reference_point")
+    return total, gradients(trainer.model), None if z0 is None else float(z0)
+
+
+def step_theirs(trainer: Any) -> tuple[float, dict[str, Tensor], float | None]:
+    trainer.model.train()
+    (batch,) = list(trainer.get_train_dataloader())
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    kl = trainer._metrics["train"].get("kl")
+    return float(loss.detach()), gradients(trainer.model), kl[-1] if kl else None
+
+
+def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert sorted(ours) == sorted(theirs)
+    for name, gradient in theirs.items():
+        scale = float(gradient.abs().max())
+        assert scale > 1e-6, f"{name} is not taught at all"
+        torch.testing.assert_close(
+            ours[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+CASES = [
+    pytest.param("kto", False, WEIGHTS, id="kto, all weights"),
+    pytest.param("kto", True, WEIGHTS, id="kto, adapter"),
+    pytest.param("dpo", False, {}, id="dpo, all weights"),
+    pytest.param("dpo", True, {}, id="dpo, adapter"),
+]
+
+
+@pytest.mark.parametrize(("method", "with_adapter", "settings"), CASES)
+def test_loss_and_every_gradient_equal_trl_s(
+    method: str,
+    with_adapter: bool,
+    settings: dict[str, Any],
+    tiny_model_path: Path,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    made = {}
+    for name, build in (("ours", build_ours), ("theirs", build_theirs)):
+        adapter = lora_config() if with_adapter else None
+        made[name] = build(method, tiny_model_path, tiny_tokenizer, tmp_path, adapter, **settings)
+    move(made["ours"], made["theirs"])
+    our_loss, our_gradients, z0 = step_ours(made["ours"])
+    their_loss, their_gradients, their_z0 = step_theirs(made["theirs"])
+    assert our_loss == pytest.approx(their_loss, rel=1e-5)
+    assert_same_gradients(our_gradients, their_gradients)
+    if method == "kto":
+        assert their_z0 is not None
+        assert their_z0 > 0.5
+        assert z0 == pytest.approx(their_z0, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "steps"), [(1, 4), (3, 2)])
+def test_a_batch_cut_into_microbatches_has_the_loss_and_gradients_of_trl_s_whole_batch(
+    size: int, steps: int, tiny_model_path: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    # TRL takes z0 from each microbatch and refuses one row; ours cut into 1 + 1 + 1 + 1 and 3 + 1 is exact.
+    cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+    ours = build_ours("kto", tiny_model_path, tiny_tokenizer, tmp_path, None, **WEIGHTS, **cut)
+    theirs = build_theirs("kto", tiny_model_path, tiny_tokenizer, tmp_path, None, **WEIGHTS)
+    move(ours, theirs)
+    our_loss, our_gradients, z0 = step_ours(ours)
+    their_loss, their_gradients, their_z0 = step_theirs(theirs)
+    assert z0 == pytest.approx(their_z0, rel=1e-5)
+    assert our_loss == pytest.approx(their_loss, rel=1e-5)
+    assert_same_gradients(our_gradients, their_gradients)
+
+
+def test_before_the_first_step_both_stand_at_half_the_weights(
+    tiny_model_path: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    # policy = reference: (3 × 1.25 + 3.5) / 2 / 4 = 0.90625
+    ours = build_ours("kto", tiny_model_path, tiny_tokenizer, tmp_path, None, **WEIGHTS)
+    theirs = build_theirs("kto", tiny_model_path, tiny_tokenizer, tmp_path, None, **WEIGHTS)
+    assert step_ours(ours)[0] == pytest.approx(0.90625, rel=1e-5)
+    assert step_theirs(theirs)[0] == pytest.approx(0.90625, rel=1e-5)
+
+
+def test_trl_and_ours_cut_the_same_text_into_the_same_tokens(
+    tiny_model_path: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    ours = build_ours("kto", tiny_model_path, tiny_tokenizer, tmp_path, None)
+    theirs = build_theirs("kto", tiny_model_path, tiny_tokenizer, tmp_path, None)
+    for (branch,), row in zip(ours.train_dataset.rows.branches, theirs.train_dataset, strict=True):
+        assert list(branch.prompt_ids) == row["prompt_ids"]
+        assert list(branch.completion_ids) == row["completion_ids"]
