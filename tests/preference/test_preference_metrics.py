@@ -112,3 +112,9 @@ def test_the_alarm_rings_only_where_both_rewards_keep_falling(
 def test_the_alarm_looks_at_the_last_windows_only() -> None:
     assert both_rewards_fall([5.0, 9.0, 0.3, 0.1, -0.1], [0.0, 1.0, 0.5, 0.4, 0.3])
     assert both_rewards_fall([0.3, -0.1], [0.2, 0.1], windows=1)
+
+
+def test_a_collapse_that_is_over_before_it_can_be_seen_falling_raises_the_alarm() -> None:
+    noisy_floor = [-96.0, -95.0, -97.0, -96.5]
+    assert both_rewards_fall(noisy_floor, noisy_floor)
+    assert not both_rewards_fall([0.5, 0.4, 0.6, 0.5], noisy_floor)

@@ -78,7 +78,7 @@ def resolve_model(name: str | Path) -> str:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name} holds no model: neither config.json nor adapter_config.json is in it")
-        return str(path)
+        return str(path.resolve())  # an adapter keeps its base's path: it has to hold from any folder
     looks_like_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
     if looks_like_path:
         raise ModelError(f"{name}: there is no such folder")

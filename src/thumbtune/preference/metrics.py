@@ -33,9 +33,10 @@ def saturated_share(gain: Tensor) -> float:
 
 
 def both_rewards_fall(desirable: Sequence[float], undesirable: Sequence[float], windows: int = 3) -> bool:
-    """True where both classes' mean rewards fell in each of the last `windows` windows, 👍 to below zero.
+    """True where the policy unlearns everything it is shown, which is how too high a learning rate looks.
 
-    The policy then unlearns everything it is shown, which is how too high a learning rate looks.
+    Either both classes' mean rewards fell in each of the last `windows` windows, 👍 to below zero; or both have been
+    below −`SATURATED_ABOVE` for that long: they fell already, to where no gradient brings them back.
     """
     if min(len(desirable), len(undesirable)) <= windows:
         return False
@@ -44,4 +45,5 @@ def both_rewards_fall(desirable: Sequence[float], undesirable: Sequence[float], 
         recent = values[-windows - 1 :]
         return all(later < earlier for earlier, later in pairwise(recent))
 
-    return desirable[-1] < 0 and falls(desirable) and falls(undesirable)
+    collapsed = max(*desirable[-windows:], *undesirable[-windows:]) < -SATURATED_ABOVE
+    return collapsed or (desirable[-1] < 0 and falls(desirable) and falls(undesirable))

@@ -461,9 +461,8 @@ class PreferenceTrainer(Trainer):
         """Let the saved state name the best checkpoint where it will stand, not where it was staged."""
         assert self._staging is not None
         best = f"checkpoint-{self.state.best_global_step}"
-        if (
-            best != name and not (folder / best).is_dir()
-        ):  # the best step was not saved: an earlier best stays
+        is_saved = best == name or (folder / best).is_dir()
+        if not is_saved:  # an earlier best stays
             return
         self.state.best_model_checkpoint = str(folder / best)
         path = self._staging / name / "trainer_state.json"
