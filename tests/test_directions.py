@@ -40,7 +40,9 @@ def list_imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             if node.module and node.module.split(".")[0] == "thumbtune":
-                found |= {find_part(node.module)} if "." in node.module else {alias.name for alias in node.names}
+                found |= (
+                    {find_part(node.module)} if "." in node.module else {alias.name for alias in node.names}
+                )
         elif isinstance(node, ast.Import):
             found |= {find_part(alias.name) for alias in node.names if alias.name.startswith("thumbtune.")}
     return found

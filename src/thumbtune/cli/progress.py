@@ -18,6 +18,8 @@ class Stage:
         self.name = name
         self.started = time.monotonic()
         self._last_line = self.started
+        self._began = self.started  # of what is being counted now: a stage may count one thing after another
+        self._before = 0
         self._bar = None
         self._task = None
         if not quiet and sys.stderr.isatty():
@@ -37,11 +39,14 @@ class Stage:
         self.quiet = quiet
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        if done < self._before:
+            self._began = time.monotonic()
+        self._before = done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif not self.quiet and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES and done:
             self._last_line = time.monotonic()
-            left = (self._last_line - self.started) / done * (total - done)
+            left = (self._last_line - self._began) / done * (total - done)
             print(
                 f"{self.name}: {done} of {total}, {format_seconds(left)} left {note}".rstrip(),
                 file=sys.stderr,

@@ -73,7 +73,7 @@ class PreferenceConfig(TrainingArguments):
         self._fit_trackers()
         self._refuse_impossible()
         if self.train_sampling_strategy == "group_by_length":
-            self._adjust("train_sampling_strategy='group_by_length': the batch plan shuffles and balances classes instead")
+            self._adjust("train_sampling_strategy='group_by_length': the batch plan shuffles instead")
         super().__post_init__()
 
     def _adjust(self, message: str) -> None:

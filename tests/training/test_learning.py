@@ -1,0 +1,140 @@
+"""A planted taste is found, on three seeds each, and none is found where none was planted.
+
+The taste: thumbs go up for completions that begin with an `a` and down for those with a `b`. Prompts vary, held-out
+prompts and completions are other ones. Measured is the AUC of the implicit reward over 200 held-out thumbs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21 asks transformers 5.23 for it
+)
+
+SEEDS = (1, 2, 3)
+HELD_OUT = 200
+
+
+def complete(rng: random.Random, liked: bool) -> str:
+    return ("a" if liked else "b") + "".join(rng.choices(string.ascii_lowercase, k=4))
+
+
+def ask(rng: random.Random, name: str) -> str:
+    return f"{rng.choice(['tell', 'say', 'name'])} {name}{rng.randrange(1000)}?"
+
+
+def plant_thumbs(
+    seed: int, n: int, name: str, *, share_up: float = 0.5, flipped: float = 0.0, shuffled: bool = False
+) -> list[dict[str, Any]]:
+    """Exactly `share_up` of the rows are to the taste; then that share of thumbs is flipped, or all are shuffled."""
+    rng = random.Random(f"{seed}/{name}")
+    tastes = [i < round(n * share_up) for i in range(n)]
+    labels = [taste != (rng.random() < flipped) for taste in tastes]
+    if shuffled:
+        rng.shuffle(labels)
+    rows = [
+        {"prompt": ask(rng, name), "completion": complete(rng, taste), "label": label}
+        for taste, label in zip(tastes, labels, strict=True)
+    ]
+    return rng.sample(rows, n)
+
+
+def plant_pairs(seed: int, n: int, name: str, *, shuffled: bool = False) -> list[dict[str, Any]]:
+    rng = random.Random(f"{seed}/{name}")
+    rows = []
+    for i in range(n):
+        liked, other = complete(rng, True), complete(rng, False)
+        chosen, rejected = (other, liked) if shuffled and i % 2 else (liked, other)
+        rows.append({"prompt": ask(rng, name), "chosen": chosen, "rejected": rejected})
+    return rng.sample(rows, n)
+
+
+def train_and_measure(
+    lab: Any, method: str, rows: Any, held_out: Any, seed: int, **settings: Any
+) -> dict[str, float]:
+    trainer = lab.trainer(
+        method,
+        rows,
+        seed=seed,
+        given={"eval_dataset": held_out},
+        **{
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 50,
+            **settings,
+        },
+    )
+    trainer.train()
+    return trainer.evaluate()
+
+
+def bound_of_chance(n_up: int, n_down: int) -> float:
+    """Three standard errors of the AUC of scores that know nothing (Mann and Whitney)."""
+    return 3 * math.sqrt((n_up + n_down + 1) / (12 * n_up * n_down))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kto_finds_a_planted_taste(lab: Any, seed: int) -> None:
+    rows, held_out = plant_thumbs(seed, 96, "q"), plant_thumbs(seed, HELD_OUT, "held out ")
+    found = train_and_measure(lab, "kto", rows, held_out, seed)
+    assert found["eval_auc"] > 0.9
+    assert found["eval_rewards/chosen"] > 0 > found["eval_rewards/rejected"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kto_finds_nothing_in_shuffled_thumbs(lab: Any, seed: int) -> None:
+    rows = plant_thumbs(seed, 96, "q", shuffled=True)
+    held_out = plant_thumbs(seed, HELD_OUT, "held out ", shuffled=True)
+    found = train_and_measure(lab, "kto", rows, held_out, seed)
+    bound = bound_of_chance(HELD_OUT // 2, HELD_OUT // 2)
+    assert bound == pytest.approx(0.12, abs=0.003)
+    assert abs(found["eval_auc"] - 0.5) < bound
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kto_finds_the_taste_among_ten_times_as_many_thumbs_down_with_a_tenth_of_them_wrong(
+    lab: Any, seed: int
+) -> None:
+    """32 of 352 rows are to the taste; a tenth of all thumbs is flipped, so about as many 👍 are wrong as right."""
+    rows = plant_thumbs(seed, 352, "q", share_up=1 / 11, flipped=0.1)
+    held_out = plant_thumbs(seed, HELD_OUT, "held out ")
+    found = train_and_measure(lab, "kto", rows, held_out, seed, desirable_weight="auto", num_train_epochs=2)
+    assert found["eval_auc"] > 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dpo_finds_a_planted_taste_and_none_in_shuffled_pairs(lab: Any, seed: int) -> None:
+    settings = {"num_train_epochs": 2}
+    held_out = plant_pairs(seed, HELD_OUT // 2, "held out ")
+    found = train_and_measure(lab, "dpo", plant_pairs(seed, 64, "q"), held_out, seed, **settings)
+    assert found["eval_auc"] > 0.9
+    shuffled = plant_pairs(seed, 64, "q", shuffled=True)
+    none = plant_pairs(seed, HELD_OUT // 2, "held out ", shuffled=True)
+    lost = train_and_measure(lab, "dpo", shuffled, none, seed, **settings)
+    assert abs(lost["eval_auc"] - 0.5) < bound_of_chance(HELD_OUT // 2, HELD_OUT // 2)
+
+
+def test_lora_finds_a_planted_taste_too(lab: Any) -> None:
+    rows, held_out = plant_thumbs(1, 96, "q"), plant_thumbs(1, HELD_OUT, "held out ")
+    trainer = lab.trainer(
+        rows=rows,
+        adapter=lab.lora(r=8, lora_alpha=32),
+        num_train_epochs=4,
+        per_device_train_batch_size=16,
+        given={"eval_dataset": held_out},
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_auc"] > 0.9
+
+
+def test_thresholds_and_the_prospect_value_find_the_taste_too(lab: Any) -> None:
+    rows, held_out = plant_thumbs(1, 96, "q"), plant_thumbs(1, HELD_OUT, "held out ")
+    for loss_type in ("kto_thresholds", "kto_prospect"):
+        found = train_and_measure(lab, "kto", rows, held_out, 1, loss_type=loss_type)
+        assert found["eval_auc"] > 0.9, loss_type
