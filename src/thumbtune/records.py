@@ -27,6 +27,8 @@ class Example:
     """Tool descriptions for the chat template."""
     chat_template_kwargs: Mapping[str, Any] | None = None
     """Further arguments for the chat template."""
+    finished: bool = True
+    """False where a token limit cut the completion: its end of turn was never said, so it is not learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Pair:
     where: str = ""
     tools: Sequence[Mapping[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    chosen_finished: bool = True
+    rejected_finished: bool = True
 
 
 def text_key(text: Text) -> str:

@@ -176,3 +176,16 @@ def load_conftest() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_completion_that_was_cut_gets_no_end_of_turn(tiny_tokenizer: Any, chat: bool) -> None:
+    prompt: Any = [{"role": "user", "content": "Why?"}] if chat else "Why?"
+    completion: Any = [{"role": "assistant", "content": "Because of"}] if chat else " Because of"
+    whole = tokenize(tiny_tokenizer, prompt, completion)
+    cut = tokenize(tiny_tokenizer, prompt, completion, finished=False)
+    assert cut.prompt_ids == whole.prompt_ids
+    assert tiny_tokenizer.eos_token_id in whole.completion_ids
+    assert (
+        cut.completion_ids == whole.completion_ids[: whole.completion_ids.index(tiny_tokenizer.eos_token_id)]
+    )

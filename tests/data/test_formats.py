@@ -560,3 +560,16 @@ def test_paired_rows_make_a_paired_kind() -> None:
         [],
         [Pair("p", "a", "b", "train_dataset row 0")],
     )
+
+
+def test_finished_is_read_changes_the_digest_only_where_false_and_survives_writing(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "label": True}
+    plain, marked, cut = (
+        rows_from_dataset([row | extra]) for extra in ({}, {"finished": True}, {"finished": False})
+    )
+    assert plain.digest == marked.digest != cut.digest
+    assert not cut.examples[0].finished
+    write_jsonl(cut.examples, tmp_path / "cut.jsonl")
+    assert read_rows(tmp_path / "cut.jsonl").digest == cut.digest
+    with pytest.raises(DataError, match="finished is 'maybe', expected true or false"):
+        rows_from_dataset([row | {"finished": "maybe"}])

@@ -127,3 +127,10 @@ def test_no_other_one_to_one_matching_has_more_pairs(ups: list[str], downs: list
         default=0,
     )
     assert len(pair_thumbs(examples, seed=seed).pairs) == most
+
+
+def test_a_cut_completion_stays_marked_through_pairing_and_unpairing() -> None:
+    up, down = Example("a", "good", True), Example("a", "cut off", False, finished=False)
+    (pair,) = pair_thumbs([up, down]).pairs
+    assert (pair.chosen_finished, pair.rejected_finished) == (True, False)
+    assert [example.finished for example in unpair([pair])] == [True, False]

@@ -184,7 +184,8 @@ def test_votes_are_collected_with_every_sample_counted():
         "prompt": [{"role": "user", "content": "What is rain?"}],
         "completion": [{"role": "assistant", "content": "Water that falls."}],
         "label": True,
-        "truth": {"liked": True, "finished": True, "n_tokens": 3},
+        "finished": True,
+        "truth": {"liked": True, "n_tokens": 3},
     }
     assert [row["label"] for row in rows] == [True, False, False]
 

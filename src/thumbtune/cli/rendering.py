@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
-from thumbtune.data.chat import Tokens, TruncationSide, tokenize, truncate
+from thumbtune.data.chat import Tokens, TruncationSide, tokenize_example, truncate
 from thumbtune.records import Example
 
 CUT_SHOWN_CHARACTERS = 40
@@ -32,13 +32,7 @@ def render_example(
 
     Raises `DataError` where the row renders to no token.
     """
-    tokens = tokenize(
-        tokenizer,
-        example.prompt,
-        example.completion,
-        tools=example.tools,
-        chat_template_kwargs=example.chat_template_kwargs,
-    )
+    tokens = tokenize_example(tokenizer, example)
     fitted = truncate(
         tokens, max_length=max_length, max_prompt_length=max_prompt_length, truncation=truncation
     )

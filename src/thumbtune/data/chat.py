@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from thumbtune.errors import ConfigError, DataError
-from thumbtune.records import Text
+from thumbtune.records import Example, Text
 
 TruncationSide = Literal["keep_end", "keep_start"]
 
@@ -46,12 +46,13 @@ def tokenize(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    finished: bool = True,
 ) -> Tokens:
     """Token ids of a prompt and of its completion, untruncated.
 
     Plain text gets the tokenizer's own special tokens and an end-of-sequence token behind the completion.
-    Chat messages go through the chat template. Raises `DataError` if one part is text and the other messages,
-    or if the completion renders to nothing.
+    Chat messages go through the chat template. A completion that is not `finished` gets no end of turn.
+    Raises `DataError` if one part is text and the other messages, or if the completion renders to nothing.
     """
     if is_conversational(prompt) != is_conversational(completion):
         raise DataError(
@@ -60,11 +61,13 @@ def tokenize(
     if is_conversational(prompt):
         template: dict[str, Any] = {"tools": list(tools) if tools else None, **(chat_template_kwargs or {})}
         prompt_ids = render_messages(tokenizer, prompt, add_generation_prompt=True, **template)
+        if not finished:
+            template["continue_final_message"] = True
         both_ids = render_messages(tokenizer, [*prompt, *completion], add_generation_prompt=False, **template)
     else:
         assert isinstance(prompt, str)
         assert isinstance(completion, str)
-        eos = tokenizer.eos_token or ""
+        eos = tokenizer.eos_token or "" if finished else ""
         ended = completion if eos and completion.endswith(eos) else completion + eos
         prompt_ids = list(tokenizer(prompt)["input_ids"])
         both_ids = list(tokenizer(prompt + ended)["input_ids"])
@@ -72,6 +75,18 @@ def tokenize(
     if boundary == len(both_ids):
         raise DataError("the completion renders to no token: give it text, or drop the row")
     return Tokens(both_ids[:boundary], both_ids[boundary:], boundary_moved=boundary < len(prompt_ids))
+
+
+def tokenize_example(tokenizer: Any, example: Example) -> Tokens:
+    """`tokenize` of one row, with its tools and template arguments."""
+    return tokenize(
+        tokenizer,
+        example.prompt,
+        example.completion,
+        tools=example.tools,
+        chat_template_kwargs=example.chat_template_kwargs,
+        finished=example.finished,
+    )
 
 
 def render_messages(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from thumbtune.data.chat import Tokens, TruncationSide, tokenize, truncate
+from thumbtune.data.chat import Tokens, TruncationSide, tokenize_example, truncate
 from thumbtune.data.formats import Rows
 from thumbtune.data.pairs import key_prompt, pair_thumbs, unpair
 from thumbtune.data.rows import read_content
@@ -208,13 +208,7 @@ def _tokenize_counting(tokenizer: Any, example: Example, check: DataCheck) -> To
     from jinja2 import TemplateError
 
     try:
-        return tokenize(
-            tokenizer,
-            example.prompt,
-            example.completion,
-            tools=example.tools,
-            chat_template_kwargs=example.chat_template_kwargs,
-        )
+        return tokenize_example(tokenizer, example)
     except (DataError, TemplateError) as error:
         check.n_unrendered += 1
         if len(check.unrendered_messages) < MESSAGES_KEPT:

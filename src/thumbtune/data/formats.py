@@ -157,6 +157,8 @@ def describe_row(row: Example | Pair) -> dict[str, Any]:
         described["tools"] = row.tools
     if row.chat_template_kwargs:
         described["chat_template_kwargs"] = row.chat_template_kwargs
+    names = ("finished",) if isinstance(row, Example) else ("chosen_finished", "rejected_finished")
+    described |= {name: False for name in names if not getattr(row, name)}
     return described
 
 

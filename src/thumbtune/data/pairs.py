@@ -39,9 +39,12 @@ class ThumbPairs:
 def unpair(pairs: Iterable[Pair]) -> list[Example]:
     """Two examples per pair, in the order chosen, rejected, chosen, …: chosen is True, rejected False."""
     return [
-        Example(pair.prompt, text, label, f"{pair.where}{side}", pair.tools, pair.chat_template_kwargs)
+        Example(pair.prompt, text, label, f"{pair.where}{side}", pair.tools, pair.chat_template_kwargs, ended)
         for pair in pairs
-        for text, label, side in ((pair.chosen, True, " chosen"), (pair.rejected, False, " rejected"))
+        for text, label, side, ended in (
+            (pair.chosen, True, " chosen", pair.chosen_finished),
+            (pair.rejected, False, " rejected", pair.rejected_finished),
+        )
     ]
 
 
@@ -135,7 +138,16 @@ def _match_one_to_one(
 
 def _join_pair(up: Example, down: Example) -> Pair:
     where = f"{up.where} + {down.where}" if up.where or down.where else ""
-    return Pair(up.prompt, up.completion, down.completion, where, up.tools, up.chat_template_kwargs)
+    return Pair(
+        up.prompt,
+        up.completion,
+        down.completion,
+        where,
+        up.tools,
+        up.chat_template_kwargs,
+        chosen_finished=up.finished,
+        rejected_finished=down.finished,
+    )
 
 
 def _write_plainly(value: object) -> object:

@@ -29,7 +29,18 @@ from thumbtune.data.refusals import (
 )
 from thumbtune.records import Example, Pair, Text
 
-COLUMNS = ("prompt", "completion", "label", "chosen", "rejected", "tools", "chat_template_kwargs")
+COLUMNS = (
+    "prompt",
+    "completion",
+    "label",
+    "chosen",
+    "rejected",
+    "tools",
+    "chat_template_kwargs",
+    "finished",
+    "chosen_finished",
+    "rejected_finished",
+)
 """The columns that are read; all others are ignored."""
 
 TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")
@@ -72,11 +83,23 @@ def parse_row(
     tools = _read_tools(row.get("tools"), where)
     kwargs = _read_template_kwargs(row.get("chat_template_kwargs"), where)
     if paired:
-        return Pair(texts["prompt"], texts["chosen"], texts["rejected"], where, tools, kwargs)
+        ends = [_read_finished(name, row, where) for name in ("chosen_finished", "rejected_finished")]
+        return Pair(texts["prompt"], texts["chosen"], texts["rejected"], where, tools, kwargs, *ends)
     if "label" not in row:
         raise _refuse_missing("label", row, where)
     label = parse_label(row["label"], where, label_map)
-    return Example(texts["prompt"], texts["completion"], label, where, tools, kwargs)
+    finished = _read_finished("finished", row, where)
+    return Example(texts["prompt"], texts["completion"], label, where, tools, kwargs, finished)
+
+
+def _read_finished(name: str, row: Mapping[str, Any], where: str) -> bool:
+    """Whether a completion ended by itself: a true or false, true where the column is absent."""
+    value = row.get(name)
+    if value is None:
+        return True
+    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+        raise RowRefused(WRONG_TYPE, where, f"{name} is {value!r}, expected true or false")
+    return str(value).lower() == "true"
 
 
 def _refuse_missing(name: str, row: Mapping[str, Any], where: str) -> RowRefused:

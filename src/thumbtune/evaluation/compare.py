@@ -189,17 +189,15 @@ def _run_arm(
         folder = request.out / "arms" / f"{plan.key}-seed{seed}"
         settings = {**request.settings.get(plan.method, {}), "seed": seed, "output_dir": str(folder)}
         label = plan.name if len(request.seeds) == 1 else f"{plan.name}, seed {seed}"
-        with (
-            on_stage(f"{label}: training") as progress,
-            _adapter_on(model, tokenizer, plan, settings, request.lora) as trainer,
-        ):
-            run = run_training(trainer, on_progress=_report_to(progress))
+        with _adapter_on(model, tokenizer, plan, settings, request.lora) as trainer:
+            with on_stage(f"{label}: training") as progress:
+                run = run_training(trainer, on_progress=_report_to(progress))
             if not run.finished:
                 raise KeyboardInterrupt
             if trainer.state.global_step == 0:  # it was finished before: take its weights
                 _load_adapter(trainer.model, folder)
-            with on_stage(f"{label}: judging") as judging:
-                scores.append(_score_arm(request, trainer.model, tokenizer, base, run, folder, judging))
+            with on_stage(f"{label}: judging") as progress:
+                scores.append(_score_arm(request, trainer.model, tokenizer, base, run, folder, progress))
         runs.append(run)
     return runs, scores
 

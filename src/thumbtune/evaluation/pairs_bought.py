@@ -42,6 +42,8 @@ def buy_pairs(
                 chosen=[{"role": "assistant", "content": chosen.text}],
                 rejected=[{"role": "assistant", "content": rejected.text}],
                 where=f"bought pair of prompt {number}",
+                chosen_finished=chosen.finished,
+                rejected_finished=rejected.finished,
             )
         )
     return pairs, {"bought": len(pairs), "tied": tied, "missing": max(0, budget - len(shown))}

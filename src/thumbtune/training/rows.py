@@ -93,17 +93,10 @@ def tokenize_rows(rows: Rows, tokenizer: Any, config: Any, *, paired: bool) -> T
 def _tokenize_record(
     record: Example | Pair, tokenizer: Any, config: Any, counts: Counter[str]
 ) -> tuple[Branch, ...] | None:
-    completions = [record.completion] if isinstance(record, Example) else [record.chosen, record.rejected]
     branches = []
-    for completion in completions:
+    for example in [record] if isinstance(record, Example) else unpair([record]):
         try:
-            tokens = chat.tokenize(
-                tokenizer,
-                record.prompt,
-                completion,
-                tools=record.tools,
-                chat_template_kwargs=record.chat_template_kwargs,
-            )
+            tokens = chat.tokenize_example(tokenizer, example)
         except DataError as error:
             raise DataError(f"{record.where}: {error}") from error
         cut = chat.truncate(

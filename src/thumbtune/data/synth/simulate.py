@@ -31,7 +31,7 @@ def collect_votes(
     `samples[i]` are the completions of `prompts[i]`, and `facts[i]` is what is known about it. Completions
     that were cut at the limit stay, text as it is. Empty ones are left out, since there is nothing to show a
     user. Counts: `samples`, `up`, `down`, `silent`, `empty`, `unfinished` (of the rows), `flipped` (by noise).
-    `truth` holds `liked` (before noise), `finished` and `n_tokens`.
+    `finished` is false where the limit cut the completion; `truth` holds `liked` (before noise) and `n_tokens`.
     """
     names = ("samples", "up", "down", "silent", "empty", "unfinished", "flipped")
     counts = dict.fromkeys(names, 0)
@@ -68,5 +68,6 @@ def _make_row(sample: Sample, label: bool, liked: bool) -> dict[str, Any]:
         "prompt": as_messages(sample.prompt),
         "completion": [{"role": "assistant", "content": sample.text}],
         "label": label,
-        "truth": {"liked": liked, "finished": sample.finished, "n_tokens": sample.n_tokens},
+        "finished": sample.finished,
+        "truth": {"liked": liked, "n_tokens": sample.n_tokens},
     }
