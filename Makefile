@@ -34,8 +34,8 @@ check: setup  ## Format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup  ## Timings, into benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/kto_step.py
+bench: setup  ## Measure what is claimed (minutes)
+	$(BIN)/python benchmarks/sampling.py
 
 clean:  ## Remove .venv, caches and runs
 	rm -rf $(VENV) runs .cache .pytest_cache .mypy_cache .ruff_cache
