@@ -15,7 +15,7 @@ import torch
 from thumbtune.data.formats import rows_from_dataset
 from thumbtune.data.synth.users import Sample, SimulatedUsers, parse_taste
 from thumbtune.engine.loading import load_model_and_tokenizer
-from thumbtune.evaluation import compare as module
+from thumbtune.evaluation import measures
 from thumbtune.evaluation.compare import Request, compare
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.pairs_bought import buy_pairs
@@ -155,5 +155,5 @@ def test_kl_per_token_is_nats_over_tokens_worked_by_hand() -> None:
 
     # Two prompts: log ratios 3 − 1 over 2 tokens + the end, and 1 − 0 over 1 token: (2 + 1) / (3 + 1) = 0.75 nats
     samples = [[Sampled("a b", (1, 2), 9, 3.0)], [Sampled("a", (1,), None, 1.0)]]
-    scores = module.ArmScores(samples, [[True], [False]], [[1.0], [0.0]], [[0.0], [0.0]])
-    assert module._kl_per_token([scores])["mean"] == pytest.approx(0.75)
+    scores = measures.ArmScores(samples, [[True], [False]], [[1.0], [0.0]], [[0.0], [0.0]])
+    assert measures.estimate_kl_per_token([scores])["mean"] == pytest.approx(0.75)

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from thumbtune.cli.progress import Stage, stage
+from thumbtune.cli.progress import Stage, stage, warn_on_stderr
 
 COMPARE_EXAMPLES = """
 Examples:
@@ -100,6 +100,7 @@ def compare(
     from thumbtune.evaluation.judge import Sampling, as_user_sample, sample_with_cache
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+    warn_on_stderr()
     with stage("Loading the model", quiet=as_json):
         loaded, tokenizer = load_model_and_tokenizer(model)
     pool: list[list[Any]] = []
@@ -161,6 +162,7 @@ def demo(
     from thumbtune.evaluation.judge import Sampling, as_user_sample, sample_with_cache
 
     name = model or PACKAGED_MODEL
+    warn_on_stderr()
     with stage("Loading the model", quiet=as_json):
         loaded, tokenizer = load_model_and_tokenizer(name)
     pool_sampling = Sampling(samples_per_prompt=samples, max_new_tokens=40, seed=seed + 1)

@@ -80,10 +80,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def warn_on_stderr() -> None:
-    """Show the library's warnings, one line each; transformers' loading bars stay out of the way."""
+    """Show our warnings, one line each; loading bars and other libraries' deprecations stay out of the way."""
+    import warnings
+
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("thumbtune").handlers = [handler]

@@ -24,16 +24,24 @@ from thumbtune.data.refusals import Refusals
 from thumbtune.data.synth.users import Sample, SimulatedUsers
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import ConfigError, ThumbtuneError
-from thumbtune.evaluation.generate import Sampled
 from thumbtune.evaluation.judge import (
     Sampling,
-    as_user_sample,
     judge_samples,
     sample_with_cache,
     score_samples,
 )
+from thumbtune.evaluation.measures import (
+    ArmScores,
+    Votes,
+    collect_held_out_votes,
+    count_rewards,
+    estimate_kl_per_token,
+    estimate_length,
+    join_seeds,
+    mean,
+)
 from thumbtune.evaluation.pairs_bought import buy_pairs
-from thumbtune.evaluation.statistics import estimate_auc, estimate_mean, estimate_ratio, estimate_share
+from thumbtune.evaluation.statistics import estimate_auc, estimate_mean, estimate_share
 from thumbtune.evaluation.verdict import list_caveats, write_verdict
 from thumbtune.records import Pair, Text, text_key
 from thumbtune.training.adapters import lora_config
@@ -92,18 +100,6 @@ class ArmPlan:
     bought: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ArmScores:
-    """One trained arm (or the base) on the held-out prompts; outer lists by prompt."""
-
-    samples: list[list[Sampled]]
-    liked: list[list[bool]]
-    base_log_probs: list[list[float]]
-    """Of the arm's own samples, under the base."""
-    vote_log_ratios: list[list[float]]
-    """log ratio of the base's samples (the held-out votes) under the arm; zeros for the base."""
-
-
 def compare(request: Request, model: Any, tokenizer: Any, on_stage: OnStage) -> dict[str, Any]:
     """Train and judge every arm; gives the content of `compare.json`, which is written with `completions.jsonl`.
 
@@ -116,7 +112,7 @@ def compare(request: Request, model: Any, tokenizer: Any, on_stage: OnStage) -> 
     base_identity = fingerprint_weights(model)
     with on_stage("Base: sampling") as progress:
         base = _score_base(request, model, tokenizer, base_identity, progress)
-    votes = _held_out_votes(request, base)
+    votes = collect_held_out_votes(request.users, request.held_out, base)
     arms: dict[str, Any] = {"base": _report_base(base)}
     scores: dict[str, list[ArmScores]] = {"base": [base]}
     for plan in plan_arms(request):
@@ -243,35 +239,13 @@ def _score_arm(
 
 def _report_to(progress: Any) -> Callable[[str, int, int, Mapping[str, float]], None]:
     def show(stage: str, done: int, total: int, latest: Mapping[str, float]) -> None:
-        note = "reference pass" if stage == "reference" else f"loss {latest.get('loss', float('nan')):.3f}"
-        progress(done, total, note)
+        loss = f"loss {latest['loss']:.3f}" if "loss" in latest else ""
+        progress(done, total, "reference pass" if stage == "reference" else loss)
 
     return show
 
 
 # ---- reporting
-
-
-@dataclass(frozen=True, slots=True)
-class Votes:
-    """The held-out votes: the base's samples, voted on with noise and silence as in production."""
-
-    labels: list[bool]
-    prompts: list[int]
-    places: list[tuple[int, int]]
-    """(prompt, sample) of each vote."""
-
-
-def _held_out_votes(request: Request, base: ArmScores) -> Votes:
-    votes = Votes([], [], [])
-    for i, (prompt, row) in enumerate(zip(request.held_out, base.samples, strict=True)):
-        for k, sample in enumerate(row):
-            label = request.users.vote(as_user_sample(prompt, sample), key=f"held-out/{i}/{k}")
-            if label is not None:
-                votes.labels.append(label)
-                votes.prompts.append(i)
-                votes.places.append((i, k))
-    return votes
 
 
 def _report_base(base: ArmScores) -> dict[str, Any]:
@@ -281,7 +255,7 @@ def _report_base(base: ArmScores) -> dict[str, Any]:
         "up_rate": estimate_share(base.liked).as_dict(),
         "auc": None,
         "kl_per_token": None,
-        "length": _length([base]),
+        "length": estimate_length([base]),
         "seconds": 0.0,
         "peak_rss_mb": None,
         "spent": None,
@@ -304,16 +278,16 @@ def _report_arm(
     ratios = [score.vote_log_ratios[i][k] for score in scores for i, k in votes.places]
     labels, prompts = votes.labels * len(scores), votes.prompts * len(scores)
     auc = estimate_auc(ratios, labels, prompts)
-    liked = _over_seeds([score.liked for score in scores])
-    gain = [_mean(row) - _mean(reference) for row, reference in zip(liked, base.liked, strict=True)]
+    liked = join_seeds([score.liked for score in scores])
+    gain = [mean(row) - mean(reference) for row, reference in zip(liked, base.liked, strict=True)]
     return {
         "name": plan.name,
         "method": plan.method,
         "up_rate": estimate_share(liked).as_dict(),
         "gain": estimate_mean(gain).as_dict(),
         "auc": auc.as_dict() if auc else None,
-        "kl_per_token": _kl_per_token(scores),
-        "length": _length(scores),
+        "kl_per_token": estimate_kl_per_token(scores),
+        "length": estimate_length(scores),
         "seconds": sum(run.seconds for run in runs) / len(runs),
         "peak_rss_mb": max(run.peak_rss_mb for run in runs),
         "spent": {
@@ -330,7 +304,7 @@ def _report_arm(
             for entry in runs[0].curve
             if "loss" in entry
         ],
-        "reward_histogram": _histogram([config["beta"] * ratio for ratio in ratios], labels),
+        "reward_histogram": count_rewards([config["beta"] * ratio for ratio in ratios], labels),
         "config": {
             name: config[name]
             for name in ("learning_rate", "beta", "num_train_epochs", "per_device_train_batch_size",
@@ -344,11 +318,11 @@ def _add_leads(arms: dict[str, Any], scores: Mapping[str, list[ArmScores]]) -> N
     """KTO's lead over each other arm, paired by prompt."""
     if "kto" not in scores:
         return
-    kto = _over_seeds([score.liked for score in scores["kto"]])
+    kto = join_seeds([score.liked for score in scores["kto"]])
     for key, arm_scores in scores.items():
         if key not in ("base", "kto"):
-            other = _over_seeds([score.liked for score in arm_scores])
-            lead = [_mean(a) - _mean(b) for a, b in zip(kto, other, strict=True)]
+            other = join_seeds([score.liked for score in arm_scores])
+            lead = [mean(a) - mean(b) for a, b in zip(kto, other, strict=True)]
             arms[key]["kto_lead"] = estimate_mean(lead).as_dict()
 
 
@@ -388,6 +362,7 @@ def _report_comparison(request: Request, arms: dict[str, Any], votes: Votes) -> 
             judge=judge,
             n_prompts=len(request.held_out),
             temperature=request.sampling.temperature,
+            arms=arms,
         ),
         "hardware": describe_hardware(),
         "versions": package_versions(),
@@ -408,47 +383,3 @@ def _write_completions(request: Request, scores: Mapping[str, list[ArmScores]]) 
             }
             shown = prompt if isinstance(prompt, str) else list(prompt)
             file.write(json.dumps({"prompt": shown, "arms": arms}, ensure_ascii=False) + "\n")
-
-
-def _kl_per_token(scores: list[ArmScores]) -> dict[str, float]:
-    """Mean over fresh samples of log π_θ − log π_ref, per token, nats: a Monte Carlo estimate of the KL."""
-    nats, tokens = [], []
-    for i in range(len(scores[0].samples)):
-        drawn = [
-            (sample.log_prob - log_prob, len(sample.scored_ids))
-            for score in scores
-            for sample, log_prob in zip(score.samples[i], score.base_log_probs[i], strict=True)
-        ]
-        nats.append(sum(ratio for ratio, _ in drawn))
-        tokens.append(float(sum(length for _, length in drawn)))
-    return estimate_ratio(nats, tokens).as_dict()
-
-
-def _length(scores: list[ArmScores]) -> dict[str, float]:
-    """Tokens in a completion."""
-    by_prompt = _over_seeds([[[len(s.token_ids) for s in row] for row in score.samples] for score in scores])
-    return estimate_mean([_mean(row) for row in by_prompt]).as_dict()
-
-
-def _over_seeds(by_seed: list[list[list[Any]]]) -> list[list[Any]]:
-    """Outcomes by prompt, all seeds together."""
-    return [[outcome for row in rows for outcome in row] for rows in zip(*by_seed, strict=True)]
-
-
-def _histogram(rewards: list[float], labels: list[bool], bins: int = 20) -> dict[str, list[float]] | None:
-    if not rewards:
-        return None
-    import numpy as np
-
-    edges = np.histogram_bin_edges(rewards, bins=bins)
-    up = [reward for reward, label in zip(rewards, labels, strict=True) if label]
-    down = [reward for reward, label in zip(rewards, labels, strict=True) if not label]
-    return {
-        "edges": edges.tolist(),
-        "desirable": np.histogram(up, edges)[0].tolist(),
-        "undesirable": np.histogram(down, edges)[0].tolist(),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -70,9 +70,20 @@ def _compare_with_kto(trained: Mapping[str, Mapping[str, Any]], labels: int) -> 
     return sentences
 
 
-def list_caveats(*, seeds: Sequence[int], judge: str, n_prompts: int, temperature: float) -> list[str]:
+def list_caveats(
+    *,
+    seeds: Sequence[int],
+    judge: str,
+    n_prompts: int,
+    temperature: float,
+    arms: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
     """What these numbers do not show."""
+    steps = {arm["name"]: arm["config"]["steps"] for arm in arms.values() if arm.get("config")}
     caveats = [
+        "Arms share the annotation budget and the number of epochs, not the number of optimizer steps: "
+        + ", ".join(f"{name} took {n}" for name, n in steps.items())
+        + ".",
         f"The judge is a {judge}: it tells whether the hidden taste was learned, not whether people agree.",
         f"{n_prompts} held-out prompts of the same kind as the training prompts; other kinds may differ.",
         "Learning rate and β were not searched per method; a method may do better with settings of its own.",

@@ -114,3 +114,17 @@ def _flush_entries(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def find_checkpoint(wanted: str | bool, folder: Path) -> str:
+    """The folder to continue from; True is the newest one."""
+    found = last_checkpoint(folder) if wanted is True else Path(str(wanted))
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint to continue from: train without resume_from_checkpoint"
+        )
+    if not (found / "trainer_state.json").is_file():
+        raise CheckpointError(
+            f"{found} is no checkpoint (it holds no trainer_state.json): name a checkpoint-N folder"
+        )
+    return str(found)

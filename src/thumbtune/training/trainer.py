@@ -12,8 +12,6 @@ import contextlib
 import json
 import logging
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,24 +23,26 @@ from transformers.trainer_utils import set_seed
 
 from thumbtune.data.chat import template_digest
 from thumbtune.data.formats import Rows, rows_from_dataset
-from thumbtune.engine.loading import cache_folder, load_model, load_tokenizer
+from thumbtune.engine.loading import cache_folder, load_model
 from thumbtune.engine.logprobs import Branch, completion_log_probs, evaluating
 from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.engine.reference import fingerprint_weights, reference_log_probs
-from thumbtune.errors import CheckpointError, ConfigError, TrainingError
+from thumbtune.errors import ConfigError, TrainingError
 from thumbtune.preference.class_weights import recommend_class_weights
 from thumbtune.preference.metrics import both_rewards_fall
 from thumbtune.preference.reference_point import estimate_reference_point
 from thumbtune.training.checkpoints import (
-    last_checkpoint,
+    find_checkpoint,
     rotate_checkpoints,
     staged_checkpoint,
     sweep_staging,
 )
 from thumbtune.training.config import DPOConfig, KTOConfig, PreferenceConfig
+from thumbtune.training.interrupt import save_on_interrupt
 from thumbtune.training.manifest import build_manifest, describe_adapters, digest_architecture, write_json
 from thumbtune.training.methods import METHODS
 from thumbtune.training.metrics import MetricWindow
+from thumbtune.training.policy import add_adapter, disable_dropout, resolve_policy
 from thumbtune.training.rows import Collator, PlanSampler, ScoredRows, TokenizedRows, tokenize_rows
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,11 @@ class PreferenceTrainer(Trainer):
             )
         self.method = METHODS[args.method]
         set_seed(args.seed)  # a fresh adapter's weights are drawn below
-        self.model_name, model, processing_class = _resolve_policy(model, processing_class or tokenizer, args)
+        self.model_name, model, processing_class = resolve_policy(model, processing_class or tokenizer, args)
         self.ref_model = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
-        model, self._adapter_is_fresh = _add_adapter(model, peft_config)
+        model, self._adapter_is_fresh = add_adapter(model, peft_config)
         if args.disable_dropout:
-            _disable_dropout(model)
+            disable_dropout(model)
         args.remove_unused_columns = False
         if not torch.cuda.is_available():
             args.dataloader_pin_memory = False
@@ -154,13 +154,13 @@ class PreferenceTrainer(Trainer):
         self.interrupted = False
         sweep_staging(folder)
         if resume_from_checkpoint:
-            resume_from_checkpoint = _find_checkpoint(resume_from_checkpoint, folder)
+            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, folder)
         self._score_references()
         self.manifest = self.build_manifest()
         set_seed(self.args.seed)  # whatever was drawn since the trainer was made
         if self.is_world_process_zero():
             write_json(self.manifest, folder / "manifest.json")
-        with self._save_on_interrupt():
+        with save_on_interrupt(self):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _tokenize(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, source: str) -> TokenizedRows:
@@ -471,20 +471,6 @@ class PreferenceTrainer(Trainer):
             state["best_model_checkpoint"] = self.state.best_model_checkpoint
             path.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
-    @contextlib.contextmanager
-    def _save_on_interrupt(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        callback = _StopAfterStep(self)
-        self.add_callback(callback)
-        earlier = signal.signal(signal.SIGINT, callback.on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, earlier)
-            self.remove_callback(callback)
-
 
 class KTOTrainer(PreferenceTrainer):
     """KTO: learns from single completions with a 👍 or a 👎 each. Paired rows are un-paired."""
@@ -496,86 +482,6 @@ class DPOTrainer(PreferenceTrainer):
     """DPO: learns from pairs. Thumbs are paired up where one prompt has both; what is left over is counted."""
 
     config_class = DPOConfig
-
-
-class _StopAfterStep(TrainerCallback):
-    """On Ctrl-C: finish the step, save, stop."""
-
-    def __init__(self, trainer: PreferenceTrainer) -> None:
-        self.trainer = trainer
-
-    def on_signal(self, signum: int, frame: Any) -> None:
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
-        self.trainer.interrupted = True
-        logger.warning("interrupted: saving a checkpoint after this step; press Ctrl-C again to stop at once")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.trainer.interrupted:
-            control.should_save = control.should_training_stop = True
-        return control
-
-
-def _resolve_policy(model: Any, tokenizer: Any, args: PreferenceConfig) -> tuple[str, nn.Module, Any]:
-    init_kwargs = args.model_init_kwargs or {}
-    if isinstance(init_kwargs, str):
-        init_kwargs = json.loads(init_kwargs)
-    if isinstance(model, (str, Path)):
-        name = str(model)
-        model = load_model(name, **init_kwargs)
-    else:
-        if init_kwargs:
-            raise ConfigError("model_init_kwargs goes with a model given by name; this one is loaded already")
-        name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return name, model, tokenizer
-
-
-def _add_adapter(model: nn.Module, peft_config: Any) -> tuple[nn.Module, bool]:
-    """The model with a new adapter on it, and whether that adapter changes nothing yet."""
-    from peft import PeftModel, PromptLearningConfig, get_peft_model
-
-    if peft_config is None:
-        if isinstance(model, PeftModel):
-            if any(isinstance(config, PromptLearningConfig) for config in model.peft_config.values()):
-                raise ConfigError("prompt-learning adapters are not supported: use LoRA")
-            if not any(parameter.requires_grad for parameter in model.parameters()):
-                model.set_adapter(model.active_adapter)  # adapters load frozen
-        return model, False
-    if isinstance(peft_config, PromptLearningConfig):
-        raise ConfigError(
-            f"{type(peft_config).__name__} is prompt learning, which is not supported: use LoraConfig"
-        )
-    if isinstance(model, PeftModel):
-        raise ConfigError(
-            "the model carries an adapter already: leave peft_config out, or merge the adapter first"
-        )
-    fresh = getattr(peft_config, "init_lora_weights", None) is True
-    return get_peft_model(model, peft_config), fresh
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):  # given to the attention function
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _find_checkpoint(wanted: str | bool, folder: Path) -> str:
-    """The folder to continue from; True is the newest one."""
-    found = last_checkpoint(folder) if wanted is True else Path(str(wanted))
-    if found is None:
-        raise CheckpointError(
-            f"{folder} holds no checkpoint to continue from: train without resume_from_checkpoint"
-        )
-    if not (found / "trainer_state.json").is_file():
-        raise CheckpointError(
-            f"{found} is no checkpoint (it holds no trainer_state.json): name a checkpoint-N folder"
-        )
-    return str(found)
 
 
 def _stop_if_not_finite(values: Tensor, rows: Sequence[int], dataset: ScoredRows, what: str) -> None:
