@@ -22,10 +22,10 @@ def write_verdict(arms: Mapping[str, Mapping[str, Any]], labels: int) -> list[st
 
 
 def describe_estimate(estimate: Mapping[str, float]) -> str:
-    """`69 % (55 to 80 %, n = 48)`."""
+    """`69% (55% to 80%, n = 48)`."""
     return (
-        f"{100 * estimate['mean']:.0f} % "
-        f"({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f} %, n = {estimate['n']})"
+        f"{100 * estimate['mean']:.0f}% "
+        f"({100 * estimate['low']:.0f}% to {100 * estimate['high']:.0f}%, n = {estimate['n']})"
     )
 
 
