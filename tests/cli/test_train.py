@@ -209,3 +209,10 @@ def test_rows_that_cannot_be_used_are_counted_where_the_user_goes_on_without_the
         "train", file, "--model", tiny_model_path, "--out", "run", "--max-steps", 1, "--skip-refused", "--json"
     )  # fmt: skip
     assert json.loads(done.stdout)["data"]["counts"]["refused: wrong_label"] == 1
+
+
+def test_the_settings_are_listed_with_their_meaning(run_thumbtune: Run) -> None:
+    listed = run_thumbtune("train", "--help-fields").stdout
+    assert "  beta = 0.1\n      How strongly" in listed
+    assert "label_smoothing = 0.0" in listed
+    assert "TrainingArguments" in listed

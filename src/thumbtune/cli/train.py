@@ -44,6 +44,19 @@ def default_settings(method: str, *, full: bool = False) -> dict[str, Any]:
     return SHARED_DEFAULTS | weights | (FULL_DEFAULTS if full else LORA_DEFAULTS)
 
 
+def _print_fields(wanted: bool) -> None:
+    if not wanted:
+        return
+    from thumbtune.training.settings import CONFIGS, list_own_fields
+
+    for method, config in CONFIGS.items():
+        print(f"{method}:")
+        for name, default, text in list_own_fields(config):
+            print(f"  {name} = {default}\n      {text}")
+    print("Every field of transformers' TrainingArguments is a setting too.")
+    raise typer.Exit()
+
+
 def train(
     context: typer.Context,
     file: Path = typer.Argument(..., help="Thumbs or pairs: JSONL, CSV, Parquet, or a saved HF dataset."),
@@ -63,6 +76,13 @@ def train(
     ),
     overwrite: bool = typer.Option(False, help="Start anew in a folder that holds another run."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+    help_fields: bool = typer.Option(
+        False,
+        "--help-fields",
+        callback=_print_fields,
+        is_eager=True,
+        help="List the settings with their meaning.",
+    ),
 ) -> None:
     """Fine-tune a model on thumbs. KTO learns from single 👍 and 👎; DPO from the pairs that they contain."""
     from thumbtune.training.settings import build_config, config_class, parse_overrides, read_settings

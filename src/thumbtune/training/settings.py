@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from thumbtune.errors import ConfigError
 from thumbtune.training.config import DPOConfig, KTOConfig, PreferenceConfig
 
@@ -42,6 +44,16 @@ def build_config(method: str, settings: Mapping[str, Any]) -> PreferenceConfig:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"these settings do not go together: {error}") from error
+
+
+def list_own_fields(config: type[PreferenceConfig]) -> list[tuple[str, Any, str]]:
+    """(name, default, documentation) of the settings that thumbtune adds to `TrainingArguments`."""
+    theirs = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    return [
+        (field.name, field.default, field.metadata["help"])
+        for field in dataclasses.fields(config)
+        if field.init and (field.name not in theirs or theirs[field.name] != field.default)
+    ]
 
 
 def read_settings(path: Path) -> dict[str, Any]:
