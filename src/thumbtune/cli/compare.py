@@ -146,7 +146,7 @@ def demo(
     from thumbtune.data.synth.users import SimulatedUsers, parse_taste
 
     users = SimulatedUsers(parse_taste(taste), noise=noise, seed=seed)
-    n_prompts, n_held_out, samples, steps = (12, 16, 2, 3) if quick else (40, 48, 4, None)
+    n_prompts, n_held_out, samples, steps = (8, 10, 2, 2) if quick else (40, 48, 4, None)
     if quick:
         out = out.with_name(out.name + "-quick")
     questions = [
