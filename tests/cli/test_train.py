@@ -216,3 +216,10 @@ def test_the_settings_are_listed_with_their_meaning(run_thumbtune: Run) -> None:
     assert "  beta = 0.1\n      How strongly" in listed
     assert "label_smoothing = 0.0" in listed
     assert "TrainingArguments" in listed
+
+
+def test_seeds_that_are_no_numbers_are_refused_before_anything_is_read(run_thumbtune: Run) -> None:
+    done = run_thumbtune(
+        "compare", "none.jsonl", "-m", "none", "-o", "run", "--taste", "brevity:9", "--seeds", "a,b", expect=2
+    )
+    assert "--seeds 'a,b'" in done.stderr

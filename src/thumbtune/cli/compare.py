@@ -79,10 +79,15 @@ def compare(
     from thumbtune.data.formats import read_rows
     from thumbtune.data.synth.prompts import question_prompts, read_prompts
     from thumbtune.data.synth.users import SimulatedUsers, parse_taste
+    from thumbtune.errors import ConfigError
     from thumbtune.records import text_key
     from thumbtune.training.settings import build_config, config_class, read_settings
 
     users = SimulatedUsers(parse_taste(taste))
+    try:
+        seed_list = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds!r}: whole numbers with commas, such as 0,1,2") from None
     names = [name.strip() for name in methods.split(",") if name.strip()]
     given = read_settings(config) if config else {}
     settings = {name: default_settings(name) | given for name in names if config_class(name)}
@@ -97,6 +102,7 @@ def compare(
         print(f"{len(held_out) - len(clean)} held-out prompts are in the thumbs: left out", file=sys.stderr)
 
     from thumbtune.engine.loading import load_model_and_tokenizer
+    from thumbtune.engine.reference import fingerprint_weights
     from thumbtune.evaluation.compare import Request
     from thumbtune.evaluation.judge import Sampling, as_user_sample, sample_with_cache
 
@@ -104,6 +110,7 @@ def compare(
     warn_on_stderr()
     with stage("Loading the model", quiet=as_json):
         loaded, tokenizer = load_model_and_tokenizer(model)
+        weights = fingerprint_weights(loaded)
     pool: list[list[Any]] = []
     if pool_samples:
         unique = list({text_key(example.prompt): example.prompt for example in rows.examples}.values())
@@ -111,7 +118,9 @@ def compare(
             samples_per_prompt=pool_samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=1
         )
         with stage("Sampling completions for pairs", quiet=as_json) as progress:
-            sampled = sample_with_cache(loaded, tokenizer, unique, drawn, out / "pool.json", model, progress)
+            sampled = sample_with_cache(
+                loaded, tokenizer, unique, drawn, out / "pool.json", weights, progress
+            )
         pool = [[as_user_sample(p, s) for s in row] for p, row in zip(unique, sampled, strict=True)]
     request = Request(
         model_name=model,
@@ -121,7 +130,7 @@ def compare(
         out=out,
         pool=pool,
         methods=names,
-        seeds=[int(seed) for seed in seeds.split(",")],
+        seeds=seed_list,
         settings=settings,
         lora={"r": lora_r, "targets": lora_targets},
         sampling=sampling,
@@ -159,6 +168,7 @@ def demo(
     from thumbtune.data.synth.files import write_rows
     from thumbtune.data.synth.simulate import collect_votes
     from thumbtune.engine.loading import PACKAGED_MODEL, load_model_and_tokenizer
+    from thumbtune.engine.reference import fingerprint_weights
     from thumbtune.evaluation.compare import Request
     from thumbtune.evaluation.judge import Sampling, as_user_sample, sample_with_cache
 
@@ -166,10 +176,11 @@ def demo(
     warn_on_stderr()
     with stage("Loading the model", quiet=as_json):
         loaded, tokenizer = load_model_and_tokenizer(name)
+        weights = fingerprint_weights(loaded)
     pool_sampling = Sampling(samples_per_prompt=samples, max_new_tokens=40, seed=seed + 1)
     with stage("Sampling its completions", quiet=as_json) as progress:
         sampled = sample_with_cache(
-            loaded, tokenizer, training, pool_sampling, out / "pool.json", name, progress
+            loaded, tokenizer, training, pool_sampling, out / "pool.json", weights, progress
         )
     rows, counts = collect_votes(training, sampled, users)
     write_rows(out / "thumbs.jsonl", rows, overwrite=True)
