@@ -43,12 +43,14 @@ LOSSES = "preference/test_losses.py"
 POINT = "preference/test_reference_point.py"
 PROSPECT = "preference/test_prospect.py"
 METRICS = "preference/test_preference_metrics.py"
+CHAT = "data/test_chat.py"
 PLAN = "engine/test_plan.py"
 LOG_PROBS = "engine/test_logprobs.py"
 REFERENCE = "engine/test_reference.py"
 GENERATE = "evaluation/test_generate.py"
 TRL = "training/test_against_trl.py"
 FAULTS = "training/test_trl_faults.py"
+STORAGE = "training/test_token_storage.py"
 
 KTO_BY_HAND = f"{LOSSES}::test_kto_of_one_thumb_up_and_one_thumb_down_worked_by_hand"
 DPO_BY_HAND = f"{LOSSES}::test_dpo_worked_by_hand"
@@ -290,37 +292,59 @@ MISTAKES = [
     Mistake(
         "a completion is lent to a row of its own prompt",
         "engine/plan.py",
-        "if keys[position] == keys[lend]:",
-        "if position == lend:",
+        "np.flatnonzero(keys[line] == keys[lent])",
+        "np.flatnonzero(line == lent)",
         (f"{PLAN}::test_a_lent_completion_is_always_of_another_prompt",),
     ),
     Mistake(
         "completions are lent on by one, whatever their prompts",
         "engine/plan.py",
-        "line[(index + shift) % len(line)]",
-        "line[(index + 1) % len(line)]",
+        "- start + shift) % n_rows]",
+        "- start + 1) % n_rows]",
         (f"{PLAN}::test_every_completion_is_lent_once_where_no_prompt_fills_more_than_half_of_the_batch",),
     ),
     Mistake(
         "the rare class may miss the last batch",
         "engine/plan.py",
-        "one_each = len(rare) >= len(sizes)",
+        "one_each = n_rare >= len(sizes)",
         "one_each = False",
         (f"{PLAN}::test_a_small_last_batch_gets_its_row_of_the_rare_class",),
     ),
     Mistake(
+        "a row alone may borrow from its own prompt",
+        "engine/plan.py",
+        "np.where(choice < begin, choice, choice + (end - begin))",
+        "choice",
+        (f"{PLAN}::test_a_row_alone_can_be_lent_any_completion_of_another_prompt_and_no_other",),
+    ),
+    Mistake(
         "every epoch has the same order",
         "engine/plan.py",
-        'random.Random(f"{self.seed}/{epoch}")',
-        'random.Random(f"{self.seed}")',
+        'draw_from(f"{self.seed}/{epoch}")',
+        'draw_from(f"{self.seed}")',
         (f"{PLAN}::test_epochs_are_shuffled_anew",),
     ),
     Mistake(
         "a row is lent its own completion",
-        "training/rows.py",
+        "training/token_storage.py",
         "lender = self.branches[planned.mismatched_row][0]",
         "lender = self.branches[planned.row][0]",
         (f"{FAULTS}::test_ours_lends_completions_of_the_same_batch_whatever_the_number_of_processes[3]",),
+    ),
+    # ---- rows as token ids
+    Mistake(
+        "chats in a batch get the special tokens of plain text",
+        "data/chat.py",
+        "for row in rows.values() for text in row], not is_chat)",
+        "for row in rows.values() for text in row], True)",
+        (f"{CHAT}::test_the_batch_meets_a_moved_boundary_and_a_bos_as_the_row_does",),
+    ),
+    Mistake(
+        "prompts of one hash are one prompt",
+        "training/token_storage.py",
+        "if span != read(first[number]):",
+        "if False:",
+        (f"{STORAGE}::test_spans_whose_hashes_clash_are_still_told_apart",),
     ),
     # ---- the trainer
     Mistake(

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thumbtune.data.chat import Tokens, template_digest, tokenize, tokenize_prompt, truncate
+from thumbtune.data.chat import (
+    Tokens,
+    template_digest,
+    tokenize,
+    tokenize_example,
+    tokenize_examples,
+    tokenize_prompt,
+    truncate,
+)
 from thumbtune.errors import ConfigError, DataError
+from thumbtune.records import Example
 
 USER = {"role": "user", "content": "hi é"}
 YO = {"role": "assistant", "content": "yo 👍"}
@@ -189,3 +199,120 @@ def test_a_completion_that_was_cut_gets_no_end_of_turn(tiny_tokenizer: Any, chat
     assert (
         cut.completion_ids == whole.completion_ids[: whole.completion_ids.index(tiny_tokenizer.eos_token_id)]
     )
+
+
+# ---- many rows at once
+
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+words = st.text(alphabet="ab é👍\n<|", min_size=1, max_size=6)
+
+
+@st.composite
+def mixed_examples(draw: st.DrawFn) -> Example:
+    """Plain text or chat, finished or not, with and without tools, template arguments and an end of its own."""
+    finished, label = draw(st.booleans()), draw(st.booleans())
+    if draw(st.booleans()):
+        ending = draw(st.sampled_from(["", "<|im_end|>", "<|bos|>"]))
+        return Example(draw(words), draw(words) + ending, label, finished=finished)
+    prompt = [*draw(st.sampled_from([[], [SYSTEM]])), {"role": "user", "content": draw(words)}]
+    completion = [{"role": "assistant", "content": "x" + draw(words).strip()}]
+    return Example(
+        prompt,
+        completion,
+        label,
+        tools=draw(st.sampled_from([None, TOOLS])),
+        chat_template_kwargs=draw(
+            st.sampled_from([None, {"mood": "calm"}, {"sanitize_control_tokens": True}])
+        ),
+        finished=finished,
+    )
+
+
+def build_merging_tokenizer() -> Any:
+    """Bytes of which `ab` and `b<` are one token, so that boundaries move."""
+    from tokenizers import Tokenizer
+
+    tokenizer = load_conftest().build_tiny_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"] |= {"ab": 300, "b<": 301}
+    state["model"]["merges"] = [["a", "b"], ["b", "<"]]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["plain", "adds bos", "merges", "slow", "own template"])
+def any_tokenizer(request: pytest.FixtureRequest) -> Any:
+    build = load_conftest().build_tiny_tokenizer
+    tokenizer = {"adds bos": lambda: build(adds_bos=True), "merges": build_merging_tokenizer}.get(
+        request.param, build
+    )()
+    tokenizer.chat_template = "{{ mood }}" + tokenizer.chat_template
+    kind = type(tokenizer)
+    if request.param == "slow":
+        tokenizer.__class__ = type("Slow", (kind,), {"is_fast": False})
+    if request.param == "own template":
+
+        def shout(self: Any, messages: Any, **arguments: Any) -> Any:
+            ids = kind.apply_chat_template(self, messages, **arguments)
+            return {"input_ids": [1, *ids["input_ids"]]} if arguments["tokenize"] else ids
+
+        tokenizer.__class__ = type("Shouting", (kind,), {"apply_chat_template": shout})
+    return tokenizer
+
+
+@settings(deadline=None, max_examples=60)
+@given(examples=st.lists(mixed_examples(), max_size=8))
+def test_many_rows_at_once_have_the_tokens_of_row_by_row(any_tokenizer: Any, examples: list[Example]) -> None:
+    one_by_one = [tokenize_example(any_tokenizer, example) for example in examples]
+    assert tokenize_examples(any_tokenizer, examples) == one_by_one
+    assert tokenize_examples(any_tokenizer, examples * 2) == one_by_one * 2
+
+
+def test_the_batch_meets_a_moved_boundary_and_a_bos_as_the_row_does() -> None:
+    merging = build_merging_tokenizer()
+    (tokens,) = tokenize_examples(merging, [Example("ca", "b", True)])
+    assert tokens.boundary_moved
+    assert merging.decode(tokens.prompt_ids) == "c"
+    adding = load_conftest().build_tiny_tokenizer(adds_bos=True)
+    plain, chat = tokenize_examples(adding, [Example("a", "b", True), Example([USER], [YO], True)])
+    assert plain.prompt_ids[0] == adding.bos_token_id
+    assert adding.bos_token_id not in chat.prompt_ids
+
+
+def test_a_fast_tokenizer_is_asked_once_for_all_chats_and_once_for_all_texts(tiny_tokenizer: Any) -> None:
+    asked: list[Any] = []
+
+    class Watched(type(tiny_tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: Any, **arguments: Any) -> Any:
+            asked.append(text)
+            return super().__call__(text, **arguments)
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.__class__ = Watched
+    examples = [Example(f"{n % 3}", f"{n}", True) for n in range(9)] + [Example([USER], [YO], True)] * 5
+    tokenize_examples(tokenizer, examples)
+    assert sorted(len(texts) for texts in asked) == [2, 12], "3 prompts and 9 rows; a text asked for once"
+
+
+def test_a_row_that_cannot_be_tokenized_is_refused_in_a_batch_too(tiny_tokenizer: Any) -> None:
+    good = Example("a", "b", True)
+    with pytest.raises(DataError, match="two kinds"):
+        tokenize_examples(tiny_tokenizer, [good, Example("a", [YO], True)])
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "always the same"
+    with pytest.raises(DataError, match="renders to no token"):
+        tokenize_examples(tokenizer, [good, Example([USER], [YO], True)])
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        tokenize_examples(tokenizer, [good, Example([USER], [YO], True)])
+
+
+def test_a_row_cannot_move_its_own_boundary_by_a_template_argument(tiny_tokenizer: Any) -> None:
+    example = Example([USER], [YO], True, chat_template_kwargs={"add_generation_prompt": False})
+    for run in (
+        lambda: tokenize_examples(tiny_tokenizer, [example]),
+        lambda: tokenize_example(tiny_tokenizer, example),
+    ):
+        with pytest.raises(TypeError, match="add_generation_prompt"):
+            run()

@@ -22,8 +22,10 @@ from thumbtune.data.formats import (
     parse_row,
     read_rows,
     rows_from_dataset,
+    stream_dataset,
     write_jsonl,
 )
+from thumbtune.data.tables import iterate_dataset
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.records import Example, Pair
 
@@ -573,3 +575,72 @@ def test_finished_is_read_changes_the_digest_only_where_false_and_survives_writi
     assert read_rows(tmp_path / "cut.jsonl").digest == cut.digest
     with pytest.raises(DataError, match="finished is 'maybe', expected true or false"):
         rows_from_dataset([row | {"finished": "maybe"}])
+
+
+# ---- one at a time
+
+
+@pytest.mark.parametrize(
+    "rows", [TEXT_ROWS, CHAT_ROWS, [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 3]
+)
+def test_a_stream_gives_the_rows_and_the_digest_of_reading_them_all(rows: list[dict[str, Any]]) -> None:
+    whole = rows_from_dataset(rows)
+    stream = stream_dataset(iter(rows))
+    assert list(stream) == (whole.examples or whole.pairs)
+    assert (stream.digest, stream.n_read, stream.source) == (whole.digest, whole.n_read, whole.source)
+
+
+def test_a_stream_reads_no_further_than_it_is_asked() -> None:
+    read: list[int] = []
+
+    def endless() -> Any:
+        for number in range(10**9):
+            read.append(number)
+            yield {"prompt": f"{number}?", "completion": "a", "label": True}
+
+    stream = iter(stream_dataset(endless()))
+    assert [next(stream).where for _ in range(3)] == [f"train_dataset row {number}" for number in range(3)]
+    assert read == [0, 1, 2]
+
+
+def test_a_stream_is_strict_and_refuses_emptiness_at_its_end() -> None:
+    rows = [TEXT_ROWS[0], {**TEXT_ROWS[1], "label": "meh"}, {"prompt": "p"}]
+    stream = iter(stream_dataset(rows))
+    next(stream)
+    with pytest.raises(RowRefused, match="train_dataset row 1: label is 'meh'"):
+        next(stream)
+    with pytest.raises(DataError, match="eval_dataset holds no rows"):
+        list(stream_dataset([], source="eval_dataset"))
+    mixed = [TEXT_ROWS[0], {"prompt": "p", "chosen": "a", "rejected": "b"}]
+    with pytest.raises(RowRefused, match="row 1: the rows before it are unpaired"):
+        list(stream_dataset(mixed))
+
+
+def test_a_table_read_by_batches_has_the_rows_of_one_read_row_by_row() -> None:
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    features = Features(
+        {
+            "prompt": List({"role": Value("string"), "content": Value("string")}),
+            "completion": List({"role": Value("string"), "content": Value("string")}),
+            "label": ClassLabel(names=["down", "up"]),
+            "tools": Value("string"),
+        }
+    )
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{number}?"}],
+            "completion": [{"role": "assistant", "content": None if number % 7 == 0 else "é"}],
+            "label": number % 2,
+            "tools": None if number % 3 else "[]",
+        }
+        for number in range(700)  # more than two batches
+    ]
+    dataset = Dataset.from_list(rows, features=features)
+    shuffled = dataset.shuffle(seed=1)  # read through indices
+    for table in (dataset, shuffled, dataset.with_format("numpy"), dataset.select([])):
+        plain = list(table.with_format(None))
+        assert [row for _, row in iterate_dataset(table, "t")] == [
+            {**row, "completion": [{k: v for k, v in m.items() if v is not None} for m in row["completion"]]}
+            for row in plain
+        ]

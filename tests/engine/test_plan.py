@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from thumbtune.engine.plan import BatchPlan, PlannedRow, match_other_prompts
+from thumbtune.engine.plan import BatchPlan, draw_from, match_other_prompts
 from thumbtune.errors import DataError
 
 many = settings(deadline=None, max_examples=150)
@@ -41,6 +44,10 @@ def plan_of(labels: list[bool] | None, batch_size: int, **changed: object) -> Ba
         mismatched=labels is not None,
     )
     return replace(plan, **changed)  # type: ignore[arg-type]
+
+
+def match_in_one_batch(keys: list[int], seed: int) -> list[int]:
+    return match_other_prompts(np.array(keys), np.array([len(keys)]), draw_from(str(seed))).tolist()
 
 
 # ---- rows and batches
@@ -179,21 +186,48 @@ def test_every_completion_is_lent_once_where_no_prompt_fills_more_than_half_of_t
 def test_under_a_prompt_that_fills_more_than_half_every_other_completion_is_lent(
     keys: list[int], seed: int
 ) -> None:
-    lender = match_other_prompts(keys, random.Random(seed))
-    assert lender is not None
+    lender = match_in_one_batch(keys, seed)
     most, count = Counter(keys).most_common(1)[0]
     if 2 * count > len(keys):
         assert {n for n, key in enumerate(keys) if key != most} <= set(lender)
     assert all(keys[n] != keys[lend] for n, lend in enumerate(lender))
 
 
+@many
+@given(
+    batches=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), max_size=6),
+    seed=st.integers(0, 100),
+)
+def test_batches_are_matched_each_for_itself(batches: list[list[int]], seed: int) -> None:
+    keys = np.array([key for batch in batches for key in batch], dtype=np.int64)
+    sizes = np.array([len(batch) for batch in batches], dtype=np.int64)
+    lenders = match_other_prompts(keys, sizes, draw_from(str(seed))).tolist()
+    start = 0
+    for batch in batches:
+        places = range(start, start + len(batch))
+        if len(set(batch)) == 1:
+            assert [lenders[place] for place in places] == [-1] * len(batch)
+        else:
+            assert all(lenders[place] in places for place in places)
+            assert all(keys[lenders[place]] != keys[place] for place in places)
+        start += len(batch)
+    assert len(lenders) == start
+
+
 def test_two_rows_of_two_prompts_swap_their_completions() -> None:
-    assert match_other_prompts(["a", "b"], random.Random(0)) == [1, 0]
+    assert match_in_one_batch([7, 3], 0) == [1, 0]
 
 
 def test_a_batch_of_one_prompt_has_no_lender() -> None:
-    assert match_other_prompts(["a", "a", "a"], random.Random(0)) is None
-    assert match_other_prompts(["a"], random.Random(0)) is None
+    assert match_in_one_batch([0, 0, 0], 0) == [-1, -1, -1]
+    assert match_in_one_batch([5], 0) == [-1]
+
+
+def test_a_prompt_over_half_of_the_batch_borrows_every_other_completion_equally_often() -> None:
+    # six rows of one prompt and two others: shifted by six, two rows meet the others, four draw from them
+    lent = Counter(lender for seed in range(500) for lender in match_in_one_batch([0] * 6 + [1, 2], seed)[:6])
+    assert set(lent) == {6, 7}
+    assert abs(lent[6] - 1500) < 150  # five standard deviations of 2,000 fair choices are 112
 
 
 def test_a_last_batch_of_one_row_borrows_from_another_batch() -> None:
@@ -206,6 +240,15 @@ def test_a_last_batch_of_one_row_borrows_from_another_batch() -> None:
 def test_a_batch_of_one_row_at_a_time_still_meets_other_prompts() -> None:
     plan = plan_of([True, False] * 5, 1)
     assert all(planned.mismatched_row != planned.row for planned in plan.rows(0))
+
+
+def test_a_row_alone_can_be_lent_any_completion_of_another_prompt_and_no_other() -> None:
+    keys = (3, 1, 2, 3, 1, 2, 3)
+    met: dict[int, set[int | None]] = {row: set() for row in range(7)}
+    for seed in range(200):
+        for planned in BatchPlan((True,) * 7, keys, 1, seed, mismatched=True).rows(0):
+            met[planned.row].add(planned.mismatched_row)
+    assert met == {row: {other for other in range(7) if keys[other] != keys[row]} for row in range(7)}
 
 
 def test_a_prompt_that_fills_three_quarters_of_a_batch_borrows_from_the_quarter() -> None:
@@ -256,7 +299,11 @@ def test_the_plan_of_a_seed_is_the_same_on_every_machine_and_in_every_version() 
     # Written down once: if this changes, checkpoints of earlier versions resume into other batches.
     plan = BatchPlan((True, False, True, False, True), tuple("abcab"), batch_size=2, seed=7, mismatched=True)
     met = [[(planned.row, planned.mismatched_row) for planned in batch] for batch in plan.epoch(0)]
-    assert met == [[(2, 4), (4, 2)], [(3, 4), (0, 2)], [(1, 3)]]
+    assert met == [[(3, 4), (4, 3)], [(1, 2), (2, 1)], [(0, 4)]]
+    large = BatchPlan(
+        [row % 7 == 0 for row in range(1000)], [row // 3 for row in range(1000)], 16, seed=7, mismatched=True
+    )
+    assert large.digest(2)[:16] == "321c80552085e8b8"
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"batch_size": 5}, {"mismatched": False}])
@@ -282,18 +329,83 @@ def test_epoch_one_of_a_seed_is_not_epoch_zero_of_the_next() -> None:
 def test_the_digest_sees_every_batch_of_every_epoch_it_covers() -> None:
     plan = plan_of([True, False] * 10, 4)
     assert plan.digest(2) != plan.digest(1)
-    flipped = list(plan.labels or ())
+    flipped = np.array(plan.labels)
     flipped[0] = not flipped[0]
-    assert replace(plan, labels=tuple(flipped)).digest(1) != plan.digest(1)
+    assert replace(plan, labels=flipped).digest(1) != plan.digest(1)
     assert replace(plan, prompt_keys=(1, *plan.prompt_keys[1:])).digest(3) != plan.digest(3)
     assert replace(plan).digest(3) == plan.digest(3)
 
 
-def test_the_digest_sees_where_one_batch_ends() -> None:
-    class Cut(BatchPlan):
-        def epoch(self, epoch: int) -> list[list[PlannedRow]]:
-            rows = [PlannedRow(row) for row in range(4)]
-            return [rows[: self.batch_size], rows[self.batch_size :]]
+def test_the_digest_sees_where_one_batch_ends_and_what_is_lent() -> None:
+    class Fixed(BatchPlan):
+        def arrange(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+            return np.arange(4), np.array([1, 0, 3, 2]) if self.mismatched else None
 
-    one, two = (Cut(None, (1, 2, 3, 4), size, 0, False) for size in (1, 2))
-    assert one.digest(1) != two.digest(1)
+    plans = [Fixed(None, (1, 2, 3, 4), size, 0, lends) for size in (1, 2) for lends in (False, True)]
+    assert len({plan.digest(1) for plan in plans}) == 4
+
+
+# ---- what a plan is made from, and how much
+
+
+@many
+@given(plan=plans())
+def test_arrays_and_tuples_of_any_keys_make_the_same_plan(plan: BatchPlan) -> None:
+    names = tuple(f"prompt {key}" for key in plan.prompt_keys)
+    from_tuples = replace(plan, labels=tuple(np.asarray(plan.labels).tolist()), prompt_keys=names)
+    assert from_tuples.epoch(1) == plan.epoch(1)
+    assert from_tuples.digest(2) == plan.digest(2)
+    assert {type(planned.row) for planned in plan.rows(0)} == {int}
+
+
+def test_no_rows_make_no_batches() -> None:
+    for labels in ((), None):
+        plan = BatchPlan(labels, (), batch_size=4, seed=0, mismatched=labels is not None)
+        assert plan.epoch(0) == []
+        assert plan.count_one_sided() == 0
+
+
+def test_batches_come_one_at_a_time_long_before_the_epoch_is_through() -> None:
+    plan = plan_of([True, False] * 50, 4)
+    batches = plan.batches(0)
+    assert [next(batches), next(batches)] == plan.epoch(0)[:2]
+
+
+def test_a_hundred_thousand_rows_are_planned_in_seconds() -> None:
+    # 0.2 s where it was written; what grows with the square of the rows would take minutes
+    n_rows = 100_000
+    keys = np.arange(n_rows) // 3
+    keys[: n_rows // 2] = 0  # half of all rows under one prompt: some batches of two hold nothing else
+    for batch_size in (1, 2, 16):
+        plan = BatchPlan(np.arange(n_rows) % 5 == 0, keys, batch_size, seed=0, mismatched=True)
+        started = time.perf_counter()
+        n_batches = sum(1 for _ in plan.batches(0))
+        assert n_batches == -(-n_rows // batch_size)
+        assert time.perf_counter() - started < 10
+
+
+# ---- siblings together
+
+
+@many
+@given(plan=plans(), epoch=st.integers(0, 5))
+def test_siblings_follow_each_other_and_every_row_is_still_met_once(plan: BatchPlan, epoch: int) -> None:
+    together = replace(plan, siblings_together=True)
+    rows = [planned.row for planned in together.rows(epoch)]
+    assert sorted(rows) == list(range(len(plan)))
+    keys = [int(plan.prompt_keys[row]) for row in rows]
+    changes = sum(one != other for one, other in pairwise(keys))
+    assert changes == len(set(keys)) - 1
+    assert all(
+        p.mismatched_row is None or keys[rows.index(p.row)] != plan.prompt_keys[p.mismatched_row]
+        for p in together.rows(epoch)
+    )
+
+
+def test_prompts_and_their_siblings_are_shuffled_anew_each_epoch() -> None:
+    plan = replace(plan_of([True, False] * 20, 8), siblings_together=True)
+    grouped = replace(plan, prompt_keys=tuple(row // 4 for row in range(40)))
+    orders = [[planned.row for planned in grouped.rows(epoch)] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    assert [row // 4 for row in orders[0]] != [row // 4 for row in orders[1]]
+    assert grouped.digest(1) != replace(grouped, siblings_together=False).digest(1)

@@ -172,6 +172,14 @@ def _blueprint(tiny_model_path: Path) -> Any:
     return load_model(tiny_model_path)
 
 
+@pytest.fixture(scope="module")
+def module_lab(
+    tiny_model_path: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory, _blueprint: Any
+) -> Lab:
+    """A bench whose children answer several tests."""
+    return Lab(tiny_model_path, copy.deepcopy(tiny_tokenizer), tmp_path_factory.mktemp("lab"), _blueprint)
+
+
 @pytest.fixture
 def lab(tiny_model_path: Path, tiny_tokenizer: Any, tmp_path: Path, _blueprint: Any) -> Lab:
     return Lab(tiny_model_path, copy.deepcopy(tiny_tokenizer), tmp_path, _blueprint)

@@ -8,6 +8,7 @@ the reference after both trainers are made, so that z0 is above zero and no grad
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ WEIGHTS = {"desirable_weight": 1.25, "undesirable_weight": 3.5}
 class OneBatch(BatchPlan):
     """All rows in one batch, in order, each lent the completion of the row before it, as TRL does."""
 
-    def epoch(self, epoch: int) -> list[list[PlannedRow]]:
+    def batches(self, epoch: int) -> Iterator[list[PlannedRow]]:
         n_rows = len(self)
-        return [[PlannedRow(row, (row - 1) % n_rows if self.mismatched else None) for row in range(n_rows)]]
+        yield [PlannedRow(row, (row - 1) % n_rows if self.mismatched else None) for row in range(n_rows)]
 
 
 def lora_config() -> Any:
@@ -133,17 +134,9 @@ def build_theirs(method: str, path: Path, tokenizer: Any, folder: Path, adapter:
 
 def step_ours(trainer: Any) -> tuple[float, dict[str, Tensor], float | None]:
     """Loss of the whole batch, gradients, z0: through the same calls that transformers' training loop makes."""
-    trainer.model.train()
-    loader = iter(trainer.get_train_dataloader())
-    batches = trainer.args.gradient_accumulation_steps
-    microbatches, n_rows = trainer.get_batch_samples(loader, batches, torch.device("cpu"))
-    total = 0.0
-    for microbatch in microbatches:
-        loss = trainer.compute_loss(trainer.model, microbatch, num_items_in_batch=n_rows)
-        loss.backward()
-        total += float(loss.detach())
-    z0 = microbatches[0].get("reference_point")
-    return total, gradients(trainer.model), None if z0 is None else float(z0)
+    (batch,), n_rows = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    loss = trainer.training_step(trainer.model, batch, n_rows)
+    return float(loss), gradients(trainer.model), trainer._windows["train"].summarize().get("z0")
 
 
 def step_theirs(trainer: Any) -> tuple[float, dict[str, Tensor], float | None]:
@@ -231,3 +224,63 @@ def test_trl_and_ours_cut_the_same_text_into_the_same_tokens(
     for (branch,), row in zip(ours.train_dataset.rows.branches, theirs.train_dataset, strict=True):
         assert list(branch.prompt_ids) == row["prompt_ids"]
         assert list(branch.completion_ids) == row["completion_ids"]
+
+
+@pytest.fixture(scope="module")
+def mixtral_path(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A folder with a seeded MixtralForCausalLM of two layers with four experts each, two to a token."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    folder = tmp_path_factory.mktemp("mixtral")
+    config = MixtralConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        router_aux_loss_coef=0.02,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        MixtralForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["packed", "padded"])
+@pytest.mark.parametrize("coefficient", [None, 0.5, 0.0])
+@pytest.mark.parametrize("method", ["kto", "dpo"])
+def test_with_a_mixture_of_experts_the_balancing_loss_is_trl_s_too(
+    method: str,
+    coefficient: float | None,
+    engine: str,
+    mixtral_path: Path,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    """DPO's two completions share a prompt, which a packed row holds once: it has to count twice."""
+    settings = {"router_aux_loss_coef": coefficient}
+    ours = build_ours(method, mixtral_path, tiny_tokenizer, tmp_path, None, engine=engine, **settings)
+    assert ours.path.name == engine
+    theirs = build_theirs(method, mixtral_path, tiny_tokenizer, tmp_path, None, **settings)
+    move(ours, theirs)
+    our_loss, our_gradients, _ = step_ours(ours)
+    their_loss, their_gradients, _ = step_theirs(theirs)
+    assert our_loss == pytest.approx(their_loss, rel=1e-5)
+    for name, gradient in their_gradients.items():
+        scale = max(float(gradient.abs().max()), 1e-4)  # an expert that no token chose is not taught
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-4, atol=2e-5 * scale)
+    told = ours._windows["train"].summarize()
+    if coefficient == 0.0:
+        assert "aux_loss" not in told
+    else:
+        assert told["aux_loss"] == pytest.approx(theirs._metrics["train"]["aux_loss"][0], rel=1e-5)
+        router = "model.layers.0.mlp.gate.weight"
+        assert float(our_gradients[router].abs().max()) > 1e-5

@@ -84,7 +84,8 @@ def test_kto_finds_a_planted_taste(lab: Any, seed: int) -> None:
     rows, held_out = plant_thumbs(seed, 96, "q"), plant_thumbs(seed, HELD_OUT, "held out ")
     found = train_and_measure(lab, "kto", rows, held_out, seed)
     assert found["eval_auc"] > 0.9
-    assert found["eval_rewards/chosen"] > 0 > found["eval_rewards/rejected"]
+    # where z0 stands high, the rewards of both may stand above zero
+    assert found["eval_rewards/chosen"] > found["eval_rewards/rejected"]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -164,7 +164,7 @@ def test_a_model_by_name_brings_its_tokenizer_and_takes_its_arguments(lab: Any) 
         args=lab.config(max_steps=2, model_init_kwargs={"dtype": "float32", "attn_implementation": "eager"}),
         train_dataset=lab.thumbs(8),
     )
-    assert by_name.model.config._attn_implementation == "eager"
+    assert by_name.model.config._attn_implementation.endswith("eager")
     by_name.train()
     by_object = lab.trainer(max_steps=2)
     by_object.train()
@@ -176,7 +176,7 @@ def test_a_model_by_name_brings_its_tokenizer_and_takes_its_arguments(lab: Any) 
 def test_model_arguments_may_be_json(lab: Any) -> None:
     config = lab.config(model_init_kwargs='{"attn_implementation": "eager"}')
     trainer = KTOTrainer(model=lab.model_path, args=config, train_dataset=lab.thumbs(4))
-    assert trainer.model.config._attn_implementation == "eager"
+    assert trainer.model.config._attn_implementation.endswith("eager")
 
 
 @pytest.fixture

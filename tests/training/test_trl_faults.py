@@ -15,7 +15,7 @@ import pytest
 from thumbtune import KTOConfig, KTOTrainer
 from thumbtune.data.formats import rows_from_dataset
 from thumbtune.engine.plan import BatchPlan
-from thumbtune.training.rows import tokenize_rows
+from thumbtune.training.tokens import tokenize_rows
 
 # TRL 1.16 sets by default what transformers 5.23 has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")

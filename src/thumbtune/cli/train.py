@@ -104,8 +104,10 @@ def train(
     from thumbtune.training.adapters import lora_config
     from thumbtune.training.run import TRAINERS, remove_run, run_training
 
+    speaks = training_config.process_index == 0  # of several processes the first
+    quiet = as_json or not speaks
     warn_on_stderr()
-    with stage("Loading model and rows", quiet=as_json):
+    with stage("Loading model and rows", quiet=quiet):
         trainer = TRAINERS[method](
             model=model,
             args=training_config,
@@ -114,8 +116,8 @@ def train(
             peft_config=None if full else lora_config(r=lora_r, alpha=lora_alpha, targets=lora_targets),
         )
     if overwrite:
-        remove_run(out)
-    with stage(f"Training {method.upper()}", quiet=as_json) as progress:
+        trainer.ranks.decide(lambda: remove_run(out))
+    with stage(f"Training {method.upper()}", quiet=quiet) as progress:
 
         def show(name: str, done: int, total: int, latest: Mapping[str, float]) -> None:
             note = f"loss {latest['loss']:.4f}" if "loss" in latest else ""
@@ -126,9 +128,9 @@ def train(
         metrics = trainer.evaluate()
     else:
         metrics = {}
-    if as_json:
+    if as_json and speaks:
         print(json.dumps({**_plain(result), "eval": metrics}, ensure_ascii=False, default=str))
-    else:
+    elif speaks:
         _print_result(result, metrics)
     if not result.finished:
         raise typer.Exit(130)

@@ -3,6 +3,8 @@
     rows = read_rows("thumbs.jsonl")
     rows.examples, rows.digest, rows.refusals.total
 
+`RowStream` gives the same rows one at a time and keeps none, for data larger than memory.
+
 Strict unless told otherwise: after the whole file has been read, one error names what is wrong with how
 many rows and where the first ones stand. With `skip_refused` the others are used, and the count stays in
 `Rows.refusals`.
@@ -33,6 +35,7 @@ from thumbtune.records import Example, Pair
 __all__ = [
     "Refusals",
     "RowRefused",
+    "RowStream",
     "Rows",
     "RowsRefused",
     "parse_label",
@@ -40,6 +43,7 @@ __all__ = [
     "parse_row",
     "read_rows",
     "rows_from_dataset",
+    "stream_dataset",
     "write_jsonl",
 ]
 
@@ -75,11 +79,9 @@ def read_rows(
     Raises `RowsRefused`, a `DataError`, if any row was refused and `skip_refused` is off, or if none is left;
     and `DataError` for whatever concerns the whole file.
     """
-    rows = _collect_rows(iterate_raw_rows(Path(path), max_line_bytes), str(path), label_map)
+    rows = collect_rows(RowStream(iterate_raw_rows(Path(path), max_line_bytes), str(path), label_map))
     n_accepted = len(rows.examples) + len(rows.pairs)
     refusals = rows.refusals
-    if not rows.n_read:
-        raise DataError(f"{path} holds no rows: it needs at least one")
     if refusals.total and (not skip_refused or not n_accepted):
         shown = "\n".join(f"  {message}" for message in refusals.messages[:6])
         way_on = (
@@ -106,45 +108,88 @@ def rows_from_dataset(
 
     Raises `RowRefused`, a `DataError`, at the first refused row, with its index counted from 0.
     """
-    rows = _collect_rows(iterate_dataset(dataset, source), source, label_map, stop_at_first=True)
-    if not rows.n_read:
-        raise DataError(f"{source} holds no rows: it needs at least one")
-    return rows
+    return collect_rows(stream_dataset(dataset, label_map=label_map, source=source))
 
 
-def _collect_rows(
-    raw_rows: Iterator[RawRow],
-    source: str,
-    label_map: Mapping[str, bool] | None,
-    stop_at_first: bool = False,
-) -> Rows:
+def stream_dataset(
+    dataset: Iterable[Mapping[str, Any]],
+    *,
+    label_map: Mapping[str, bool] | None = None,
+    source: str = "train_dataset",
+) -> RowStream:
+    """The rows of `rows_from_dataset`, as strict as those, one at a time."""
+    return RowStream(iterate_dataset(dataset, source), source, label_map, stop_at_first=True)
+
+
+class RowStream:
+    """Accepted rows, one at a time, once; none is kept. `digest`, `n_read` and `refusals` are of those given so far.
+
+    Raises `DataError` at the end if there were no rows at all, and `RowRefused` at the first refused row if
+    `stop_at_first`; else refused rows are counted and left out. The first accepted row settles the `kind` of all
+    others, unless it is given.
+    """
+
+    def __init__(
+        self,
+        raw_rows: Iterator[RawRow],
+        source: str,
+        label_map: Mapping[str, bool] | None = None,
+        *,
+        stop_at_first: bool = False,
+        kind: type[Example] | type[Pair] | None = None,
+    ) -> None:
+        self.source = source
+        self.refusals = Refusals()
+        self.n_read = 0
+        self.kind = kind
+        self._sha256 = hashlib.sha256()
+        self._raw_rows = raw_rows
+        self._label_map = label_map
+        self._stop_at_first = stop_at_first
+
+    def __iter__(self) -> Iterator[Example | Pair]:
+        for where, raw in self._raw_rows:
+            self.n_read += 1
+            try:
+                row = self._accept(raw, where)
+            except RowRefused as refused:
+                if self._stop_at_first:
+                    raise
+                self.refusals.add(refused)
+            else:
+                yield row
+        if not self.n_read:
+            raise DataError(f"{self.source} holds no rows: it needs at least one")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex over the accepted rows as canonical JSON, one per line."""
+        return self._sha256.hexdigest()
+
+    def _accept(self, raw: Mapping[str, Any] | RowRefused, where: str) -> Example | Pair:
+        if isinstance(raw, RowRefused):
+            raise raw
+        row = parse_row(raw, where, self._label_map)
+        if self.kind is not None and not isinstance(row, self.kind):
+            others = "paired" if isinstance(row, Example) else "unpaired"
+            raise RowRefused(
+                MIXED_SHAPES, where, f"the rows before it are {others}, this one is not: split the file"
+            )
+        self._sha256.update(_write_canonical_line(row))
+        self.kind = type(row)
+        return row
+
+
+def collect_rows(stream: RowStream) -> Rows:
+    """All rows of a stream, in memory."""
     examples: list[Example] = []
     pairs: list[Pair] = []
-    refusals = Refusals()
-    digest = hashlib.sha256()
-    n_read = 0
-    for where, raw in raw_rows:
-        n_read += 1
-        try:
-            if isinstance(raw, RowRefused):
-                raise raw
-            row = parse_row(raw, where, label_map)
-            if pairs if isinstance(row, Example) else examples:
-                others = "paired" if isinstance(row, Example) else "unpaired"
-                raise RowRefused(
-                    MIXED_SHAPES, where, f"the rows before it are {others}, this one is not: split the file"
-                )
-            digest.update(_write_canonical_line(row))
-        except RowRefused as refused:
-            if stop_at_first:
-                raise
-            refusals.add(refused)
-            continue
+    for row in stream:
         if isinstance(row, Example):
             examples.append(row)
         else:
             pairs.append(row)
-    return Rows(examples, pairs, refusals, digest.hexdigest(), n_read, source)
+    return Rows(examples, pairs, stream.refusals, stream.digest, stream.n_read, stream.source)
 
 
 def describe_row(row: Example | Pair) -> dict[str, Any]:

@@ -26,14 +26,16 @@ class Branch(NamedTuple):
     completion_ids: Sequence[int]
 
 
-def pad_branches(branches: Sequence[Branch], pad_token_id: int) -> dict[str, Tensor]:
+def pad_branches(branches: Sequence[Branch], pad_token_id: int, multiple: int = 1) -> dict[str, Tensor]:
     """Tensors of a microbatch: `input_ids`, `attention_mask`, `position_ids`, `completion_mask`, each (B, P + C).
 
-    P is the longest prompt and C the longest completion; a prompt ends in column P − 1, its completion starts in P.
+    P is the longest prompt and C the longest completion, widened until P + C is a `multiple`; a prompt ends in column
+    P − 1, its completion starts in P.
     `completion_mask` is (B, C).
     """
     prompt_width = max(len(branch.prompt_ids) for branch in branches)
     completion_width = max(len(branch.completion_ids) for branch in branches)
+    completion_width += -(prompt_width + completion_width) % multiple
     shape = (len(branches), prompt_width + completion_width)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -47,6 +49,15 @@ def pad_branches(branches: Sequence[Branch], pad_token_id: int) -> dict[str, Ten
         "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
         "completion_mask": attention_mask[:, prompt_width:].bool(),
     }
+
+
+def count_padded_tokens(branches: Sequence[Branch], multiple: int = 1) -> int:
+    """Tokens of the rectangle that `pad_branches` would make."""
+    if not branches:
+        return 0
+    width = max(len(branch.prompt_ids) for branch in branches)
+    width += max(len(branch.completion_ids) for branch in branches)
+    return (width + -width % multiple) * len(branches)
 
 
 def completion_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:  # (B,) float32, nats
@@ -66,20 +77,23 @@ def score_branches(
     pad_token_id: int,
     max_tokens: int = 4096,
     on_progress: Callable[[int, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:  # (N,) float32, nats, on the CPU, in the order given
     """log π(y|x) of many branches without gradient; branches of one prompt share its encoding.
 
-    `max_tokens` bounds the padded tokens of one forward. `on_progress(done, total)` counts branches.
+    `max_tokens` bounds the padded tokens of one forward. `on_progress(done, total)` counts branches. `part` (first,
+    step) takes every `step`-th chunk and leaves the other log-probs at 0.
     """
-    scores = torch.empty(len(branches))
+    first, step = part
+    scores = torch.zeros(len(branches))
     done = 0
     with evaluating(model):
-        for members in _chunk_by_prompt(branches, max_tokens):
+        for members in list(_chunk_by_prompt(branches, max_tokens))[first::step]:
             chunk = [branches[index] for index in members]
             scores[members] = _score_chunk(model, chunk, pad_token_id).cpu()
             done += len(members)
             if on_progress is not None:
-                on_progress(done, len(branches))
+                on_progress(min(done * step, len(branches)), len(branches))
     return scores
 
 

@@ -16,46 +16,54 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from thumbtune.engine.logprobs import Branch, score_branches
+from thumbtune.engine.logprobs import Branch
+from thumbtune.engine.paths import LogProbPath
+from thumbtune.engine.ranks import Ranks
 
 
 def reference_log_probs(
     model: Any,
     branches: Sequence[Branch],
     *,
-    pad_token_id: int,
+    path: LogProbPath,
     cache: Path | None,
     max_tokens: int = 4096,
     precision: str = "float32",
     fingerprint: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = Ranks(),
 ) -> Tensor:  # (N,) float32, nats
     """log π_ref of each branch, from the cache folder if these very branches were scored before.
 
-    `cache` None keeps nothing. `fingerprint` saves hashing the weights twice.
+    `cache` None keeps nothing. `fingerprint` saves hashing the weights twice. Of several ranks the main one reads and
+    writes the cache, and each scores its part of the forwards: the result is one process's, bit for bit.
     """
-    path = None
+    file = None
     if cache is not None:
         key = hashlib.sha256((fingerprint or fingerprint_weights(model)).encode())
         key.update(describe_forward(model).encode())
-        key.update(f"/{precision}/{max_tokens}/{torch.get_num_threads()}".encode())
+        key.update(f"/{path.name}/{precision}/{max_tokens}/{torch.get_num_threads()}".encode())
         for branch in branches:
-            key.update(repr((list(branch.prompt_ids), list(branch.completion_ids))).encode())
-        path = cache / f"{key.hexdigest()}.safetensors"
-        cached = _read_cached(path, len(branches))
+            for ids in branch:
+                key.update(len(ids).to_bytes(8, "little"))
+                key.update(np.asarray(ids, dtype=np.int64).tobytes())
+        file = cache / f"{key.hexdigest()}.safetensors"
+        cached = ranks.decide(partial(_read_cached, file, len(branches)))
         if cached is not None:
             return cached
-    scores = score_branches(
-        model, branches, pad_token_id=pad_token_id, max_tokens=max_tokens, on_progress=on_progress
-    )
-    if path is not None:
-        _save_atomically(scores, path)
+    with ranks.in_step(model, partial(path.log_probs, model, branches[:1])):
+        own = path.score(model, branches, max_tokens=max_tokens, on_progress=on_progress, part=ranks.part)
+    scores = ranks.sum(own)
+    if file is not None:
+        ranks.decide(partial(_save_atomically, scores, file))
     return scores
 
 

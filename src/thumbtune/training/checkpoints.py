@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from thumbtune.engine.ranks import Ranks
 from thumbtune.errors import CheckpointError, ThumbtuneError
 
 PREFIX = "checkpoint-"
@@ -20,21 +21,35 @@ STAGING_PREFIX = ".saving-"
 
 
 @contextmanager
-def staged_checkpoint(run_folder: Path, name: str) -> Iterator[Path]:
+def staged_checkpoint(run_folder: Path, name: str, *, ranks: Ranks = Ranks()) -> Iterator[Path]:
     """A folder to write `name` into, moved to `run_folder / name` if the block ends well, removed if not.
 
-    Raises `CheckpointError` where the disk is full or the folder cannot be written.
+    Several ranks write into one folder; the main one moves it once all are done, and none goes on before.
+    Raises `CheckpointError` where the disk is full or the folder cannot be written, on every rank.
     """
-    staging = run_folder / f"{STAGING_PREFIX}{os.getpid()}"
-    final = run_folder / name
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        yield staging
+    staging, final = Path(), run_folder / name
+
+    def stage() -> Path:
+        folder = run_folder / f"{STAGING_PREFIX}{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def move() -> None:
         _flush(staging / name)
         if final.exists():
             os.replace(final, staging / f"replaced-{name}")
         os.replace(staging / name, final)
         _flush_entries(run_folder)
+
+    try:
+        staging = ranks.decide(stage)
+        error: Exception | None = None
+        try:
+            yield staging
+        except Exception as caught:
+            error = caught
+        ranks.fail_together(error)
+        ranks.decide(move)
     except ThumbtuneError:
         raise
     except Exception as error:
@@ -45,7 +60,8 @@ def staged_checkpoint(run_folder: Path, name: str) -> Iterator[Path]:
             f"Free some space or name another folder, then run again; {kept}"
         ) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if ranks.is_main and staging.name.startswith(STAGING_PREFIX):
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def last_checkpoint(run_folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ and the manifest keeps it.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from thumbtune.errors import ConfigError
+from thumbtune.training.trl_fields import DPO_FIELDS, answers
 
 
 def setting(default: Any, help: str) -> Any:
@@ -53,7 +55,27 @@ class PreferenceConfig(TrainingArguments):
         None, "Folder that keeps reference log-probs between runs; None takes the user's cache folder."
     )
     reference_max_tokens: int = setting(
-        4096, "Padded tokens of one forward of the reference pass: bounds its memory."
+        4096, "Tokens of one forward of the reference pass: bounds its memory."
+    )
+    engine: Literal["auto", "packed", "padded"] = setting(
+        "auto",
+        "How log-probs are computed: 'packed' puts a microbatch in one row without padding and encodes each prompt "
+        "once; 'padded' works for any causal model; 'auto' packs where the model can.",
+    )
+    max_tokens_per_microbatch: int | None = setting(
+        None,
+        "Tokens of one forward and backward, an upper bound on memory; None cuts a batch by "
+        "per_device_train_batch_size rows. How a batch is cut changes no number.",
+    )
+    siblings_together: bool = setting(
+        False,
+        "Deal the rows of one prompt into one batch, where the packed engine encodes it once: faster, but a batch then "
+        "holds fewer prompts, and classes as they stand under them.",
+    )
+    keep_freed_memory: bool = setting(
+        True,
+        "On a CPU with glibc, keep freed memory for the next step instead of giving it back to the system; it holds "
+        "for the whole process, which then does not shrink.",
     )
     model_init_kwargs: dict[str, Any] | str | None = setting(
         None,
@@ -61,6 +83,33 @@ class PreferenceConfig(TrainingArguments):
     )
     dataset_num_proc: int | None = setting(
         None, "Kept for compatibility: rows are tokenized in one process, in order."
+    )
+    sync_ref_model: bool = setting(
+        False,
+        "Let the reference move (TR-DPO, arXiv:2404.09656): every `ref_model_sync_steps` steps it becomes "
+        "α × policy + (1 − α) × reference, weight by weight; with LoRA adapter tensor by adapter tensor. The reference "
+        "is then scored batch by batch.",
+    )
+    ref_model_mixup_alpha: float = setting(0.6, "α of `sync_ref_model`, above 0 and up to 1.")
+    ref_model_sync_steps: int = setting(512, "Optimizer steps from one sync of `sync_ref_model` to the next.")
+    stream_window_rows: int = setting(
+        8192,
+        "Rows of an iterable dataset that are read, shuffled and scored at a time: bounds memory. A multiple of the "
+        "batch, else each window ends with a smaller one.",
+    )
+    activation_offloading: bool = setting(
+        False, "Keep activations in the CPU's memory from forward to backward. No effect without a GPU."
+    )
+    router_aux_loss_coef: float | None = setting(
+        None,
+        "Weight of a mixture of experts' load-balancing loss, added to the loss of each microbatch; None takes the "
+        "model's own, 0 leaves it out.",
+    )
+    pad_to_multiple_of: int | str | None = setting(
+        None, "Pad rows to a multiple of this on the padded path; the packed one has no padding."
+    )
+    precompute_ref_batch_size: int | None = setting(
+        None, "Kept for compatibility: so many rows of max_length tokens become `reference_max_tokens`."
     )
     trust_remote_code: bool = setting(
         False, "Refused when true: thumbtune runs no code from a model's repository."
@@ -71,6 +120,7 @@ class PreferenceConfig(TrainingArguments):
         self._fit_precision()
         self._fit_optimizer()
         self._fit_trackers()
+        self._fit_names_of_others()
         self._refuse_impossible()
         if self.train_sampling_strategy == "group_by_length":
             self._adjust("train_sampling_strategy='group_by_length': the batch plan shuffles instead")
@@ -122,6 +172,28 @@ class PreferenceConfig(TrainingArguments):
             os.environ["WANDB_MODE"] = "offline"
             self._adjust("report_to='wandb' without an API key: logged offline (WANDB_MODE=offline)")
 
+    def _fit_names_of_others(self) -> None:
+        """Settings that other trainers have under another name, or that ask for what is always so."""
+        self.model_init_kwargs = _read_table("model_init_kwargs", self.model_init_kwargs)
+        self.pad_to_multiple_of = _read_multiple(self.pad_to_multiple_of)
+        if self.auto_find_batch_size:
+            self.auto_find_batch_size = False
+            self._adjust(
+                "auto_find_batch_size=True restarts a run with smaller batches: off. "
+                "max_tokens_per_microbatch bounds memory, and changes no number"
+            )
+        if self.activation_offloading and (self.use_cpu or not torch.cuda.is_available()):
+            self.activation_offloading = False
+            self._adjust("activation_offloading=True has no effect without a GPU: off")
+        if self.precompute_ref_batch_size is not None:
+            if self.precompute_ref_batch_size < 1:
+                raise ConfigError(f"precompute_ref_batch_size={self.precompute_ref_batch_size}: 1 at least")
+            self.reference_max_tokens = self.precompute_ref_batch_size * (self.max_length or 1024)
+            self._adjust(
+                f"precompute_ref_batch_size={self.precompute_ref_batch_size}: "
+                f"reference_max_tokens={self.reference_max_tokens}"
+            )
+
     def _refuse_impossible(self) -> None:
         if not 0 < self.beta < math.inf:
             raise ConfigError(f"beta={self.beta}: it has to be above 0, 0.1 is usual")
@@ -138,8 +210,23 @@ class PreferenceConfig(TrainingArguments):
                 f"max_prompt_length={self.max_prompt_length} leaves no room for a completion "
                 f"in max_length={self.max_length}: lower the one or raise the other"
             )
+        if self.engine not in ("auto", "packed", "padded"):
+            raise ConfigError(f"engine={self.engine!r}: 'auto', 'packed' or 'padded'")
+        for name in ("max_tokens_per_microbatch", "reference_max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it counts tokens, so 1 at least")
         if self.truncation not in ("keep_end", "keep_start"):
             raise ConfigError(f"truncation={self.truncation!r}: 'keep_end' or 'keep_start'")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ConfigError(
+                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha}: above 0 and up to 1, 0.6 is usual"
+            )
+        for name in ("ref_model_sync_steps", "stream_window_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: 1 at least")
+        coefficient = self.router_aux_loss_coef
+        if coefficient is not None and not 0 <= coefficient < math.inf:
+            raise ConfigError(f"router_aux_loss_coef={coefficient}: 0 or more, or None for the model's own")
 
 
 @dataclass
@@ -179,6 +266,11 @@ class KTOConfig(PreferenceConfig):
             ("prospect_alpha", "loss_aversion"),
             {"prospect_alpha": 0.88, "loss_aversion": 2.25},
         )
+        if self.loss_type == "apo_zero_unpaired":
+            raise ConfigError(
+                "loss_type='apo_zero_unpaired' is not there yet: 'kto', 'kto_thresholds' or 'kto_prospect'. The one "
+                "without a z0 from the data is 'kto_thresholds', with z_yes=0 and z_no=0"
+            )
         if self.loss_type not in ("kto", "kto_thresholds", "kto_prospect"):
             raise ConfigError(f"loss_type={self.loss_type!r}: 'kto', 'kto_thresholds' or 'kto_prospect'")
         if self.prospect_alpha is not None and not 0 < self.prospect_alpha <= 1:
@@ -199,16 +291,19 @@ class KTOConfig(PreferenceConfig):
                 )
 
 
+@answers(DPO_FIELDS)
 @dataclass
 class DPOConfig(PreferenceConfig):
     """Settings of a DPO run: learning from pairs of completions."""
 
     method: ClassVar[str] = "dpo"
 
-    loss_type: Literal["sigmoid"] = setting("sigmoid", "'sigmoid' is DPO as published.")
+    loss_type: Literal["sigmoid"] | list[str] = setting("sigmoid", "'sigmoid' is DPO as published.")
     label_smoothing: float = setting(0.0, "Share of pairs taken to be flipped, in [0, 0.5).")
 
     def __post_init__(self) -> None:
+        if self.loss_type == ["sigmoid"]:
+            self.loss_type = "sigmoid"  # as TRL spells it
         if self.loss_type != "sigmoid":
             raise ConfigError(f"loss_type={self.loss_type!r}: 'sigmoid' is the DPO loss that there is")
         if not 0 <= self.label_smoothing < 0.5:
@@ -222,6 +317,32 @@ def cpu_has_fast_bf16() -> bool:
     if "AVX512" not in capabilities and "AMX" not in capabilities:
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _read_table(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """A setting that is a table, given as one or as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        table = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'{name}={value!r} is no JSON ({error}): write it as {{"name": value}}') from None
+    if not isinstance(table, dict):
+        raise ConfigError(f'{name}={value!r} is no table: write it as {{"name": value}}')
+    return table
+
+
+def _read_multiple(value: int | str | None) -> int | None:
+    """A number of tokens; TRL's "auto" is none, since it is a number on Neuron alone."""
+    if value in (None, "auto", "none", "null"):
+        return None
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"pad_to_multiple_of={value!r}: a number of tokens, 1 at least, or None")
+    return number
 
 
 def _read_weight(name: str, value: float | str) -> float | str:

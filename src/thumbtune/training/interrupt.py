@@ -43,6 +43,9 @@ class _StopAfterStep(TrainerCallback):
         logger.warning("interrupted: saving a checkpoint after this step; press Ctrl-C again to stop at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.trainer.interrupted:
+        if self.trainer.ranks.max(
+            int(self.trainer.interrupted)
+        ):  # a signal may reach one process before another
+            self.trainer.interrupted = True
             control.should_save = control.should_training_stop = True
         return control

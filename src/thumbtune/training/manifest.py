@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,6 +19,9 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from thumbtune.data.chat import template_digest
+from thumbtune.engine.reference import fingerprint_weights
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy", "bitsandbytes")
 
@@ -66,6 +70,40 @@ def build_manifest(
         **content,
         "run": {"output_dir": str(config.output_dir), "model_name": model_name, "started_at": now()},
     }
+
+
+def describe_run(trainer: Any) -> dict[str, Any]:
+    """A trainer's manifest. Of a stream it tells the first window: the rest is not there yet."""
+    rows = trainer.train_dataset.rows
+    epochs = 1 if trainer.stream else math.ceil(trainer.planned_steps / trainer.steps_per_epoch)
+    return build_manifest(
+        config=trainer.config,
+        model_name=trainer.model_name,
+        data={
+            "digest": rows.digest,
+            "rows": len(rows),
+            "classes": trainer.class_counts,
+            "counts": dict(rows.counts),
+            "template_digest": template_digest(trainer.processing_class),
+            "tokens_digest": rows.digest_tokens(),
+            "eval": {
+                name: {"digest": dataset.rows.digest, "tokens_digest": dataset.rows.digest_tokens()}
+                for name, dataset in trainer._eval_sets().items()
+            },
+        },
+        model={
+            "architecture": digest_architecture(trainer.model),
+            "weights": fingerprint_weights(trainer.model),
+            "reference": trainer._fingerprint_reference(),
+            "adapters": describe_adapters(trainer.model),
+        },
+        plan={
+            "digest": trainer.plan.digest(epochs),
+            "batch_size": trainer.plan.batch_size,
+            "steps": trainer.planned_steps,
+            "one_sided_batches": trainer.plan.count_one_sided(),
+        },
+    )
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from thumbtune.engine.ranks import Ranks
 from thumbtune.preference.metrics import area_under_roc, saturated_share
 
 
@@ -19,6 +20,7 @@ class MetricWindow:
         self._log_probs: list[Tensor] = []
         self._gains: list[Tensor] = []
         self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
@@ -30,6 +32,7 @@ class MetricWindow:
         gains: Tensor,  # (branches,) β × (log ratio − z0)
         log_probs: Tensor,  # (branches,) nats
         desirable: Tensor,  # (branches,) bool
+        hits: Tensor | None = None,  # (rows,) bool, of pairs: whether the chosen one has the higher reward
     ) -> None:
         for store, value in (
             (self._losses, losses),
@@ -37,6 +40,7 @@ class MetricWindow:
             (self._gains, gains),
             (self._log_probs, log_probs),
             (self._labels, desirable),
+            *(() if hits is None else ((self._hits, hits),)),
         ):
             store.append(value.detach().cpu())
 
@@ -44,6 +48,21 @@ class MetricWindow:
         """One value per batch, such as z0; averaged over batches."""
         self._sums[name] += value
         self._counts[name] += 1
+
+    def gather_ranks(self, ranks: Ranks) -> MetricWindow:
+        """The window over all ranks' rows; every rank has to ask."""
+        parts = ranks.gather(self)
+        whole = MetricWindow()
+        for part in parts:
+            for name in ("_rewards", "_labels", "_log_probs", "_gains", "_losses", "_hits"):
+                getattr(whole, name).extend(getattr(part, name))
+            for (
+                name,
+                total,
+            ) in part._sums.items():  # of one batch the same on each rank, or of batches of its own
+                whole._sums[name] += total
+                whole._counts[name] += part._counts[name]
+        return whole
 
     def summarize(self) -> dict[str, float]:
         """The window's metrics under the names that users of other trainers know, and ours beside them."""
@@ -59,6 +78,8 @@ class MetricWindow:
                 metrics[f"count/{name}"] = int(members.sum())
         if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        if self._hits:
+            metrics["rewards/accuracies"] = float(torch.cat(self._hits).float().mean())
         auc = area_under_roc(rewards.round(decimals=4), labels)  # closer rewards differ by rounding alone
         if auc is not None:
             metrics["auc"] = auc

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,62 @@ from thumbtune.errors import ConfigError
 from thumbtune.training.config import PreferenceConfig
 
 
-def resolve_policy(model: Any, tokenizer: Any, args: PreferenceConfig) -> tuple[str, nn.Module, Any]:
+def resolve_policy(
+    model: Any, tokenizer: Any, args: PreferenceConfig, quantization_config: Any = None
+) -> tuple[str, nn.Module, Any]:
     """(name, model, tokenizer) of a model given by name, folder or object; the tokenizer has a padding token."""
-    init_kwargs = args.model_init_kwargs or {}
-    if isinstance(init_kwargs, str):
-        init_kwargs = json.loads(init_kwargs)
+    init_kwargs = name_init_kwargs(args, quantization_config)
     if isinstance(model, (str, Path)):
         name = str(model)
         model = load_model(name, **init_kwargs)
     else:
         if init_kwargs:
-            raise ConfigError("model_init_kwargs goes with a model given by name; this one is loaded already")
+            given = "model_init_kwargs" if args.model_init_kwargs else "quantization_config"
+            raise ConfigError(f"{given} goes with a model given by name; this one is loaded already")
         name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return name, model, tokenizer
+
+
+def name_init_kwargs(args: PreferenceConfig, quantization_config: Any = None) -> dict[str, Any]:
+    """What `from_pretrained` is given for a model by name."""
+    init_kwargs = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    if quantization_config is not None:
+        if "quantization_config" in init_kwargs:
+            raise ConfigError(
+                "quantization_config is given twice, to the trainer and in model_init_kwargs: leave one out"
+            )
+        init_kwargs["quantization_config"] = quantization_config
+    return init_kwargs
+
+
+def refuse_quantized_weights(model: Any) -> None:
+    """Raise `ConfigError` where weights of 4 or 8 bits would have to be trained themselves."""
+    if getattr(model, "is_quantized", False) and not hasattr(model, "peft_config"):
+        raise ConfigError(
+            "quantized weights cannot be trained, only an adapter on them: give peft_config=LoraConfig(...), or load "
+            "the model without quantization_config"
+        )
+
+
+def keep_four_bits_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit layers in the layout that has a gradient.
+
+    On a CPU with AVX512-BF16 they pack their weights for inference in the first forward in eval mode, such as the
+    reference pass, and then compute without a gradient for ever. Raises `ConfigError` where that has happened.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ConfigError(
+                f"the 4-bit weights of {name} were packed for inference on this CPU, where they have no gradient: "
+                "load the model anew and give it to the trainer before it generates"
+            )
 
 
 def add_adapter(model: nn.Module, peft_config: Any) -> tuple[nn.Module, bool]:

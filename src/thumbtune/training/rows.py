@@ -1,183 +1,193 @@
-"""Rows ready for training: token ids, class and prompt of each, and what was cut or dropped on the way."""
+"""From planned rows to what one optimizer step sees: a batch, its share on each rank, its cut into microbatches."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thumbtune.data import chat
-from thumbtune.data.formats import Rows
-from thumbtune.data.pairs import pair_thumbs, unpair
-from thumbtune.engine.logprobs import Branch, pad_branches
+from thumbtune.engine.logprobs import Branch
 from thumbtune.engine.plan import BatchPlan, PlannedRow
-from thumbtune.errors import DataError
-from thumbtune.records import Example, Pair
+from thumbtune.training.tokens import TokenizedRows
 
 
-@dataclass(slots=True)
-class TokenizedRows:
-    """Rows of one dataset as token ids. A row has one branch (a completion), or two (chosen, rejected)."""
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """The rows of one optimizer step that this rank trains."""
 
-    branches: list[tuple[Branch, ...]]
-    labels: list[bool] | None
-    """Class of each row, None for pairs."""
-    where: list[str]
-    digest: str
-    counts: Counter[str] = field(default_factory=Counter)
-    """What was refused, cut or left over on the way, by reason."""
-
-    def __len__(self) -> int:
-        return len(self.branches)
-
-    @property
-    def prompt_keys(self) -> list[tuple[int, ...]]:
-        return [tuple(row[0].prompt_ids) for row in self.branches]
-
-    def digest_tokens(self) -> str:
-        """SHA-256 over the token ids and classes: what text, template, tokenizer and truncation make together."""
-        digest = hashlib.sha256(repr(self.labels).encode())
-        for row in self.branches:
-            for branch in row:
-                digest.update(repr((list(branch.prompt_ids), list(branch.completion_ids))).encode())
-        return digest.hexdigest()
-
-    def mismatched_branch(self, planned: PlannedRow) -> Branch:
-        """The lender's completion under this row's prompt."""
-        assert planned.mismatched_row is not None
-        lender = self.branches[planned.mismatched_row][0]
-        return Branch(self.branches[planned.row][0].prompt_ids, lender.completion_ids)
+    epoch: int
+    rows: list[PlannedRow]
+    n_counted: int
+    """How many of them count: a rank without rows runs one that does not, since others wait for it."""
+    n_total: int
+    """Rows of the batch over all ranks."""
 
 
-def tokenize_rows(rows: Rows, tokenizer: Any, config: Any, *, paired: bool) -> TokenizedRows:
-    """Rows of either format as the method needs them: pairs are un-paired for KTO, thumbs are paired up for DPO."""
-    counts: Counter[str] = Counter({f"refused: {reason}": n for reason, n in rows.refusals.by_reason.items()})
-    records: Sequence[Example | Pair]
-    if paired and rows.pairs:
-        records = rows.pairs
-    elif paired:
-        found = pair_thumbs(rows.examples, seed=config.seed)
-        counts.update({f"not paired: {reason}": n for reason, n in found.left_over.items()})
-        records = found.pairs
-        if not records:
-            raise DataError(
-                f"{rows.source}: no prompt has both a 👍 and a 👎, so the thumbs hold no pair for {config.method}: "
-                "use --method kto, which learns from single thumbs, or collect more completions per prompt"
-            )
-    else:
-        records = rows.examples or unpair(rows.pairs)
-    result = TokenizedRows([], None if paired else [], [], rows.digest, counts)
-    for record in records:
-        branches = _tokenize_record(record, tokenizer, config, counts)
-        if branches is None:
-            counts["dropped: prompt fills max_length"] += 1
-            continue
-        result.branches.append(branches)
-        result.where.append(record.where)
-        if result.labels is not None and isinstance(record, Example):
-            result.labels.append(record.label)
-    if not result.branches:
-        raise DataError(
-            f"{rows.source}: no row is left, since every prompt fills max_length={config.max_length} tokens: "
-            "raise max_length, or set max_prompt_length"
-        )
-    return result
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """Rows of one forward, or of a whole batch before it is cut."""
 
-
-def _tokenize_record(
-    record: Example | Pair, tokenizer: Any, config: Any, counts: Counter[str]
-) -> tuple[Branch, ...] | None:
-    branches = []
-    for example in [record] if isinstance(record, Example) else unpair([record]):
-        try:
-            tokens = chat.tokenize_example(tokenizer, example)
-        except DataError as error:
-            raise DataError(f"{record.where}: {error}") from error
-        cut = chat.truncate(
-            tokens,
-            max_length=config.max_length,
-            max_prompt_length=config.max_prompt_length,
-            truncation=config.truncation,
-        )
-        if cut is None:
-            return None
-        counts["cut: prompt"] += cut.prompt_cut > 0
-        counts["cut: completion"] += cut.completion_cut > 0
-        counts["boundary moved"] += cut.boundary_moved
-        branches.append(Branch(cut.prompt_ids, cut.completion_ids))
-    return tuple(branches)
-
-
-@dataclass(slots=True)
-class ScoredRows(torch.utils.data.Dataset):
-    """Tokenized rows with their reference log-probs; indexed by `PlannedRow`."""
-
-    rows: TokenizedRows
-    log_probs: Tensor | None = None
-    """(rows, branches per row) reference log-probs, nats."""
-    mismatched_log_probs: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Reference log-prob of each (row, mismatched row) that the plan brings together."""
+    rows: tuple[int, ...]
+    """Places in the dataset."""
+    branches: tuple[tuple[Branch, ...], ...]
+    desirable: Tensor  # (rows,) bool
+    reference: Tensor  # (rows, branches per row) float32, nats
+    counted: Tensor  # (rows,) bool: False for a row that only keeps step with other ranks
+    mismatched: tuple[Branch, ...] = ()
+    """The lent completion under each row's prompt."""
+    mismatched_reference: Tensor | None = None  # (rows,) float32, nats
+    reference_point: Tensor | None = None  # () float32, nats
+    n_total: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, planned: PlannedRow) -> dict[str, Any]:
-        assert self.log_probs is not None, "the reference pass comes first"
-        item: dict[str, Any] = {
-            "row": planned.row,
-            "branches": self.rows.branches[planned.row],
-            "label": self.rows.labels[planned.row] if self.rows.labels is not None else True,
-            "reference": self.log_probs[planned.row],
+    def flat_branches(self) -> list[Branch]:
+        """All first branches, then all second ones."""
+        return [branch for column in zip(*self.branches, strict=True) for branch in column]
+
+    def count_tokens(self) -> int:
+        """Tokens of prompts and completions, branch by branch."""
+        return sum(
+            len(branch.prompt_ids) + len(branch.completion_ids)
+            for row, counts in zip(self.branches, self.counted.tolist(), strict=True)
+            for branch in row
+            if counts
+        )
+
+    def select(self, places: Sequence[int]) -> Microbatch:
+        """The rows at these places."""
+        index = torch.tensor(places, dtype=torch.long)
+        lent = self.mismatched_reference
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in places),
+            branches=tuple(self.branches[i] for i in places),
+            desirable=self.desirable[index],
+            reference=self.reference[index],
+            counted=self.counted[index],
+            mismatched=tuple(self.mismatched[i] for i in places) if self.mismatched else (),
+            mismatched_reference=None if lent is None else lent[index],
+        )
+
+    def keep_step(self) -> Microbatch:
+        """The shortest row, and it does not count: for a rank that has fewer microbatches than another."""
+        sizes = [sum(len(ids) for branch in row for ids in branch) for row in self.branches]
+        shortest = self.select([sizes.index(min(sizes))])
+        return replace(shortest, counted=torch.zeros_like(shortest.counted))
+
+    def to(self, device: torch.device) -> Microbatch:
+        moved = {
+            name: tensor.to(device)
+            for name in ("desirable", "reference", "counted", "mismatched_reference", "reference_point")
+            if (tensor := getattr(self, name)) is not None
         }
-        if planned.mismatched_row is not None:
-            item["mismatched"] = self.rows.mismatched_branch(planned)
-            # NaN for what is read ahead behind the last step: it is never trained, and would stop the run if it were
-            pair = planned.row, planned.mismatched_row
-            item["mismatched_reference"] = self.mismatched_log_probs.get(pair, math.nan)
-        return item
+        return replace(self, **moved)
 
 
 @dataclass(slots=True)
-class Collator:
-    """Rows to padded tensors. Branches are stacked as all first branches, then all second ones."""
+class ScoredRows(torch.utils.data.Dataset):
+    """Tokenized rows with their reference log-probs."""
 
-    pad_token_id: int
+    rows: TokenizedRows
+    log_probs: Tensor | None = None
+    """(rows, branches per row) reference log-probs, nats."""
+    mismatched_log_probs: Tensor | None = None
+    """(epochs, rows) reference log-prob of each row's lent completion; NaN where the plan has none.
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
-        n_branches = len(items[0]["branches"])
-        branches = [item["branches"][k] for k in range(n_branches) for item in items]
-        labels = torch.tensor([item["label"] for item in items])
-        batch = {
-            **pad_branches(branches, self.pad_token_id),
-            "row": torch.tensor([item["row"] for item in items]),
-            "desirable": torch.cat([labels, ~labels]) if n_branches == 2 else labels,
-            "reference": torch.stack([item["reference"] for item in items]).T.flatten(),
-        }
-        if "mismatched" in items[0]:
-            padded = pad_branches([item["mismatched"] for item in items], self.pad_token_id)
-            batch |= {f"mismatched_{name}": tensor for name, tensor in padded.items()}
-            batch["mismatched_reference"] = torch.tensor([item["mismatched_reference"] for item in items])
-        return batch
+    What is read ahead behind the last step has none: it is never trained, and would stop the run if it were.
+    """
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row, all its branches together."""
+        return self.rows.prompt_lengths + self.rows.completion_lengths.sum(-1)
+
+    def __getitems__(self, batch: PlannedBatch) -> Microbatch:
+        """A whole batch at once, as torch's loader asks for it."""
+        rows = [planned.row for planned in batch.rows]
+        labels = self.rows.labels
+        lends = batch.rows[0].mismatched_row is not None
+        return Microbatch(
+            rows=tuple(rows),
+            branches=tuple(self.rows.branches[row] for row in rows),
+            desirable=torch.tensor([True if labels is None else bool(labels[row]) for row in rows]),
+            reference=self._read_own(rows),
+            counted=torch.arange(len(rows)) < batch.n_counted,
+            mismatched=tuple(self.rows.mismatched_branch(p) for p in batch.rows) if lends else (),
+            mismatched_reference=self._read_lent(batch.epoch, rows) if lends else None,
+            n_total=batch.n_total,
+        )
+
+    def _read_own(self, rows: list[int]) -> Tensor:
+        if self.log_probs is None:  # a reference that moves scores each batch when it is met
+            n_branches = self.rows.completion_lengths.shape[1]
+            return torch.full((len(rows), n_branches), torch.nan)
+        return self.log_probs[rows]
+
+    def _read_lent(self, epoch: int, rows: list[int]) -> Tensor:
+        held = self.mismatched_log_probs
+        if held is None or epoch >= len(held):
+            return torch.full((len(rows),), torch.nan)
+        return held[epoch, rows]
 
 
 class PlanSampler(torch.utils.data.Sampler):
-    """The plan's rows of the current epoch, batch after batch."""
+    """This rank's share of the plan's batches of the current epoch, one after another."""
 
-    def __init__(self, plan: BatchPlan) -> None:
-        self.plan = plan
+    def __init__(
+        self,
+        plan: BatchPlan,
+        lengths: Sequence[int],
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        drop_last: bool = False,
+    ) -> None:
+        self.plan, self.lengths, self.rank, self.world_size = plan, lengths, rank, world_size
+        self.drop_last = drop_last
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.plan)
+        whole, rest = divmod(len(self.plan), self.plan.batch_size)
+        return whole + int(rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[PlannedRow]:
-        return self.plan.rows(self.epoch)
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        for rows in islice(self.plan.batches(self.epoch), len(self)):
+            yield take_share(self.epoch, rows, self.lengths, self.rank, self.world_size)
+
+
+def take_share(
+    epoch: int, rows: list[PlannedRow], lengths: Sequence[int], rank: int, world_size: int
+) -> PlannedBatch:
+    """One rank's rows of a batch: as many as on every other rank, give or take one, and about as many tokens."""
+    if world_size == 1:
+        return PlannedBatch(epoch, rows, len(rows), len(rows))
+    longest_first = sorted(rows, key=lambda planned: (-int(lengths[planned.row]), planned.row))
+    there_and_back = [*range(world_size), *reversed(range(world_size))]
+    mine = [p for i, p in enumerate(longest_first) if there_and_back[i % len(there_and_back)] == rank]
+    return PlannedBatch(epoch, mine or longest_first[:1], len(mine), len(rows))
+
+
+class PlanLoader(torch.utils.data.DataLoader):
+    """Batches by a `PlanSampler`, each read at once."""
+
+    def __init__(self, dataset: ScoredRows, sampler: PlanSampler, **kwargs: Any) -> None:
+        super().__init__(dataset, batch_sampler=sampler, collate_fn=_keep, **kwargs)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def _keep(batch: Any) -> Any:
+    return batch

@@ -42,7 +42,7 @@ class RunResult:
     seconds: float
     """Reference pass and training, all calls together."""
     peak_rss_mb: float
-    """The process's peak memory while it ran, model included."""
+    """The process's peak memory while it ran, model included; of several processes the first one's."""
     data: Mapping[str, Any] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     """A record per log: step, loss, z0, rewards, margins, AUC …"""
@@ -57,14 +57,16 @@ def run_training(trainer: PreferenceTrainer, *, on_progress: OnProgress | None =
     """
     folder = Path(trainer.args.output_dir)
     manifest = trainer.build_manifest()
-    finished = find_run(folder, manifest["identity"])
+    ranks = trainer.ranks
+    finished = ranks.decide(lambda: find_run(folder, manifest["identity"]))
     if finished is not None:
         return finished
-    checkpoint = last_checkpoint(folder)
-    spent_before = _seconds_spent(folder) if checkpoint else 0.0
+    checkpoint = ranks.decide(lambda: last_checkpoint(folder))
+    spent_before = ranks.decide(lambda: _seconds_spent(folder)) if checkpoint else 0.0
     if on_progress is not None:
         trainer.on_reference_progress = lambda done, total: on_progress("reference", done, total, {})
-        trainer.add_callback(_ReportProgress(on_progress))
+        if ranks.is_main:
+            trainer.add_callback(_ReportProgress(on_progress))
     trainer.remove_callback(
         PrinterCallback
     )  # progress has one place, and standard output belongs to the caller
@@ -85,9 +87,7 @@ def run_training(trainer: PreferenceTrainer, *, on_progress: OnProgress | None =
     )
     if result.finished:
         trainer.save_model(str(folder))
-    _write_curve(result)
-    write_json(asdict(result), folder / "run.json")
-    return result
+    return ranks.decide(lambda: _write_result(result))
 
 
 def find_run(folder: Path, identity: str) -> RunResult | None:
@@ -123,9 +123,11 @@ def _seconds_spent(folder: Path) -> float:
     return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
 
 
-def _write_curve(result: RunResult) -> None:
+def _write_result(result: RunResult) -> RunResult:
     lines = [json.dumps(entry, sort_keys=True) for entry in result.curve]
     (result.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    write_json(asdict(result), result.folder / "run.json")
+    return result
 
 
 class _ReportProgress(TrainerCallback):

@@ -31,10 +31,14 @@ def build_config(method: str, settings: Mapping[str, Any]) -> PreferenceConfig:
     """A method's config; unknown names and values of the wrong type are `ConfigError`s."""
     chosen = config_class(method)
     known = {field.name: field for field in dataclasses.fields(chosen) if field.init}
+    foreign = getattr(chosen, "foreign_fields", {})
     hints = typing.get_type_hints(chosen)
     checked = {}
     for name, value in settings.items():
         key = name.replace("-", "_")
+        if key in foreign:
+            checked[key] = _read_plain(value)
+            continue
         if key not in known:
             raise ConfigError(f"unknown setting '{name}' of method {method}{_suggest(key, known)}")
         checked[key] = _fit_type(key, value, hints[key])
@@ -119,6 +123,16 @@ def _fit_type(name: str, value: Any, hint: Any) -> Any:
     if object not in accepted and not isinstance(value, tuple(accepted)):
         raise _wrong_type(name, value, accepted)
     return value
+
+
+def _read_plain(value: Any) -> Any:
+    """Text from the command line as the number, truth or nothing that it spells, else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return None if value.lower() == "none" else json.loads(value.lower())
+    except json.JSONDecodeError:
+        return value
 
 
 def _plain_types(hint: Any) -> set[type]:

@@ -1,68 +1,90 @@
 """One trainer for every method, on transformers' `Trainer`.
 
-What it adds: the batch plan decides who meets whom before step 1; the reference is scored once; KTO's reference point
-z0 is taken over the whole batch, all its microbatches, before the first backward, so that neither gradient nor metric
-depends on how a batch was cut; a loss that is not a number stops the run and names its rows; checkpoints are whole or
-not there. Optimizers, schedules, callbacks and trackers are transformers' own.
+What it adds: the batch plan decides who meets whom before step 1; the reference is scored once; a whole batch is in
+hand at each step and cut into microbatches here, so that KTO's reference point z0 is taken over all of it, on all
+ranks, before the first backward, and neither gradient nor metric depends on the cut; a loss that is not a number stops
+the run and names its rows; checkpoints are whole or not there. Log-probs come from `thumbtune.engine`. Optimizers,
+schedules, callbacks and trackers are transformers' own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import set_seed
 
-from thumbtune.data.chat import template_digest
-from thumbtune.data.formats import Rows, rows_from_dataset
-from thumbtune.engine.loading import cache_folder, load_model
-from thumbtune.engine.logprobs import Branch, completion_log_probs, evaluating
+from thumbtune.engine.allocator import keep_freed_memory
+from thumbtune.engine.fast_modules import drop_low_precision_copies, speed_up_modules
+from thumbtune.engine.loading import load_model
+from thumbtune.engine.logprobs import evaluating
+from thumbtune.engine.microbatches import cut_batch
+from thumbtune.engine.paths import Carrier, PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
-from thumbtune.engine.reference import fingerprint_weights, reference_log_probs
-from thumbtune.errors import ConfigError, TrainingError
-from thumbtune.preference.class_weights import recommend_class_weights
-from thumbtune.preference.metrics import both_rewards_fall
+from thumbtune.engine.ranks import Ranks, whole_value
+from thumbtune.errors import ConfigError
 from thumbtune.preference.reference_point import estimate_reference_point
-from thumbtune.training.checkpoints import (
-    find_checkpoint,
-    rotate_checkpoints,
-    staged_checkpoint,
-    sweep_staging,
-)
+from thumbtune.training.alarms import RewardWatch
+from thumbtune.training.checkpoints import find_checkpoint, sweep_staging
+from thumbtune.training.class_balance import count_classes, settle_class_weights
 from thumbtune.training.config import DPOConfig, KTOConfig, PreferenceConfig
+from thumbtune.training.evaluating import EvaluatesRows
+from thumbtune.training.finite import stop_if_not_finite
+from thumbtune.training.given_rows import check_stream, is_stream, open_rows
 from thumbtune.training.interrupt import save_on_interrupt
-from thumbtune.training.manifest import build_manifest, describe_adapters, digest_architecture, write_json
+from thumbtune.training.manifest import describe_run, write_json
 from thumbtune.training.methods import METHODS
 from thumbtune.training.metrics import MetricWindow
-from thumbtune.training.policy import add_adapter, disable_dropout, resolve_policy
-from thumbtune.training.rows import Collator, PlanSampler, ScoredRows, TokenizedRows, tokenize_rows
+from thumbtune.training.model_card import name_dataset, tag_model
+from thumbtune.training.offloading import offload_activations
+from thumbtune.training.policy import (
+    add_adapter,
+    disable_dropout,
+    keep_four_bits_trainable,
+    name_init_kwargs,
+    refuse_quantized_weights,
+    resolve_policy,
+)
+from thumbtune.training.ranks import agree_on_path, check_sharding
+from thumbtune.training.reference_model import choose_reference
+from thumbtune.training.reference_pass import ScoresReference
+from thumbtune.training.router_loss import find_router_loss
+from thumbtune.training.rows import Microbatch, PlanLoader, PlanSampler, ScoredRows
+from thumbtune.training.saving import SavesWhole
+from thumbtune.training.streaming import StreamedRows, StreamLoader, StreamSampler
+from thumbtune.training.tokens import TokenizedRows, tokenize_rows
 
 logger = logging.getLogger(__name__)
 
-MISMATCHED = "mismatched_"
 
-
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
     """Trains a policy on preference rows. Use `KTOTrainer` or `DPOTrainer`.
 
     Args:
         model: a hub name or folder, a model, or a PEFT model (a trained adapter becomes its own reference).
-        ref_model: another model as the reference; by default the policy as it stands before step 1.
+        ref_model: another model as the reference, or its name; by default the policy as it stands before step 1.
         args: `KTOConfig` or `DPOConfig`.
-        train_dataset: a `datasets.Dataset`, a list of row dicts, or `Rows` as read from a file.
-        eval_dataset: the same, or a dict of such by name.
+        data_collator: refused; TRL's scripts give it a place.
+        train_dataset: a `datasets.Dataset`, a list of row dicts, or `Rows` as read from a file; with `max_steps` also
+            an iterable dataset or a generator, which is trained window by window.
+        eval_dataset: the same, or a dict of such by name. A stream is read to its end.
         processing_class, tokenizer: the tokenizer, under its new name or its old one; loaded with the model's name
             if not given.
+        compute_metrics: called with what `thumbtune.training.eval_predictions` says, after each evaluation.
+        callbacks, optimizers: as for transformers' `Trainer`.
+        quantization_config: how to load a model that is given by name, such as in 4 bits for QLoRA.
         peft_config: train an adapter of this shape instead of all weights.
-        optimizers, callbacks: as for transformers' `Trainer`.
     """
 
     config_class: type[PreferenceConfig]
@@ -77,11 +99,14 @@ class PreferenceTrainer(Trainer):
         model: str | nn.Module,
         ref_model: str | nn.Module | None = None,
         args: PreferenceConfig | None = None,
+        data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
         peft_config: Any = None,
         tokenizer: Any = None,
     ) -> None:
@@ -95,55 +120,114 @@ class PreferenceTrainer(Trainer):
             raise ConfigError(
                 "train_dataset is missing: give a datasets.Dataset with prompt, completion and label"
             )
+        if data_collator is not None:
+            raise ConfigError(
+                "data_collator is refused: batches are planned as token ids, and cut and packed by the engine. Change "
+                "the rows before you give them, or set max_length, truncation and pad_to_multiple_of"
+            )
         if processing_class is not None and tokenizer is not None and processing_class is not tokenizer:
             raise ConfigError(
                 "processing_class and tokenizer are two names of one argument: give one of them"
             )
         self.method = METHODS[args.method]
         set_seed(args.seed)  # a fresh adapter's weights are drawn below
-        self.model_name, model, processing_class = resolve_policy(model, processing_class or tokenizer, args)
-        self.ref_model = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
-        model, self._adapter_is_fresh = add_adapter(model, peft_config)
+        named = model if isinstance(model, (str, Path)) else None
+        self.model_name, model, processing_class = resolve_policy(
+            model, processing_class or tokenizer, args, quantization_config
+        )
+        model, adapter_is_fresh = add_adapter(model, peft_config)
+        refuse_quantized_weights(model)
+        keep_four_bits_trainable(model)
+        tag_model(model, args.method)
         if args.disable_dropout:
             disable_dropout(model)
         args.remove_unused_columns = False
         if not torch.cuda.is_available():
             args.dataloader_pin_memory = False
 
-        train_rows = self._tokenize(train_dataset, processing_class, args, "train_dataset")
-        self.class_counts = _count_classes(train_rows)
-        _settle_class_weights(args, self.class_counts)
+        self.stream: StreamedRows | None = None
+        if is_stream(train_dataset):
+            check_stream(args)
+            self.stream = StreamedRows(train_dataset, processing_class, args, paired=self.method.paired)
+        train_rows = (
+            self.stream.rows
+            if self.stream
+            else self._tokenize(train_dataset, processing_class, args, "train_dataset")
+        )
+        self.dataset_name = name_dataset(train_dataset)
+        self.class_counts = count_classes(train_rows)
+        settle_class_weights(args, self.class_counts, of_what=" of the first window" if self.stream else "")
         eval_sets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         tokenized_eval = {
             name: ScoredRows(self._tokenize(rows, processing_class, args, f"eval_dataset {name}".strip()))
             for name, rows in eval_sets.items()
             if rows is not None
         }
-        self.alarms: list[str] = []
+        self.pad_token_id: int = processing_class.pad_token_id
         self.interrupted = False
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
-        self._reward_history: dict[str, list[float]] = {"rewards/chosen": [], "rewards/rejected": []}
-        self._staging: Path | None = None
-        self._rows_of_batch: list[int] = []
+        self._reward_watch = RewardWatch()
+        self._rows_of_batch: Sequence[int] = ()
         self._references_ready = False
         self._reference_fingerprint: str | None = None
         self.on_reference_progress: Callable[[int, int], None] | None = None
+        # transformers' loop sees one item a step, the whole batch, and `training_step` cuts it
+        self.config = args
+        args = copy.copy(args)
+        args.gradient_accumulation_steps = 1
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(processing_class.pad_token_id),
-            train_dataset=ScoredRows(train_rows),
+            train_dataset=self.stream or ScoredRows(train_rows),
             eval_dataset=tokenized_eval.get("") if set(tokenized_eval) <= {""} else tokenized_eval,
             processing_class=processing_class,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True  # losses are divided by the rows of the whole batch
-        self.plan = self._plan(
-            train_rows, args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.ranks = Ranks.find(self.args.device)
+        self.path = agree_on_path(self.model, args.engine, pad_token_id=self.pad_token_id, ranks=self.ranks)
+        if args.pad_to_multiple_of is not None and isinstance(self.path, PaddedPath):
+            self.path = replace(self.path, pad_to_multiple_of=int(args.pad_to_multiple_of))
+        elif args.pad_to_multiple_of is not None:
+            args.adjustments.append("pad_to_multiple_of has no effect on the packed path: it has no padding")
+        self._is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_sharding(
+            self.accelerator,
+            is_asked_for=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+            has_reference_model=ref_model is not None,
         )
+        if (
+            not self._is_sharded and self.args.device.type == "cpu"
+        ):  # they keep copies of weights: of whole ones
+            speed_up_modules(self.model)
+        self._is_moving = args.sync_ref_model
+        self.reference = choose_reference(
+            self,
+            ref_model,
+            adapter_is_fresh=adapter_is_fresh,
+            load_again=None
+            if named is None
+            else partial(load_model, named, **name_init_kwargs(args, quantization_config)),
+        )
+        self.router_loss = find_router_loss(self.model, args.router_aux_loss_coef)
+        self.plan = self._plan(
+            train_rows,
+            args.train_batch_size * self.config.gradient_accumulation_steps * args.world_size,
+        )
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"dataloader_drop_last=True drops the only batch: {len(self.plan)} rows are fewer than the "
+                f"{self.plan.batch_size} of a batch. Lower the batch, or leave it out"
+            )
         for adjustment in args.adjustments:
             logger.warning(adjustment)
+
+    @property
+    def alarms(self) -> list[str]:
+        """What the run should not have done, step by step."""
+        return self._reward_watch.alarms
 
     # ---- what happens before step 1
 
@@ -152,28 +236,35 @@ class PreferenceTrainer(Trainer):
         a second Ctrl-C stops at once. `interrupted` tells afterwards."""
         folder = Path(self.args.output_dir)
         self.interrupted = False
-        sweep_staging(folder)
+        self.ranks.decide(partial(sweep_staging, folder))
         if resume_from_checkpoint:
-            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, folder)
-        self._score_references()
+            resume_from_checkpoint = self.ranks.decide(
+                partial(find_checkpoint, resume_from_checkpoint, folder)
+            )
+        if self.args.keep_freed_memory and self.args.device.type == "cpu":
+            keep_freed_memory()
+        if not self._is_sharded:
+            self._score_references()
         self.manifest = self.build_manifest()
         set_seed(self.args.seed)  # whatever was drawn since the trainer was made
-        if self.is_world_process_zero():
-            write_json(self.manifest, folder / "manifest.json")
-        with save_on_interrupt(self):
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.ranks.decide(partial(write_json, self.manifest, folder / "manifest.json"))
+        try:
+            with save_on_interrupt(self):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            drop_low_precision_copies(self.model)
 
     def _tokenize(self, dataset: Any, tokenizer: Any, args: PreferenceConfig, source: str) -> TokenizedRows:
-        rows = dataset if isinstance(dataset, Rows) else rows_from_dataset(dataset, source=source)
-        return tokenize_rows(rows, tokenizer, args, paired=self.method.paired)
+        return tokenize_rows(open_rows(dataset, source), tokenizer, args, paired=self.method.paired)
 
     def _plan(self, rows: TokenizedRows, batch_size: int) -> BatchPlan:
         return BatchPlan(
-            labels=tuple(rows.labels) if rows.labels is not None else None,
-            prompt_keys=tuple(rows.prompt_keys),
+            labels=rows.labels,
+            prompt_keys=rows.prompt_keys,
             batch_size=batch_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             mismatched=self.method.mismatched(self.args),
+            siblings_together=self.args.siblings_together,
         )
 
     @property
@@ -181,295 +272,232 @@ class PreferenceTrainer(Trainer):
         """Optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * math.ceil(len(self.plan) / self.plan.batch_size))
+        return math.ceil(self.args.num_train_epochs * self.steps_per_epoch)
 
-    def _planned_rows(self) -> Iterator[PlannedRow]:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; of a stream, those of its first window."""
+        whole, rest = divmod(len(self.plan), self.plan.batch_size)
+        return whole + int(rest > 0 and not self.args.dataloader_drop_last)
+
+    def _planned_epochs(self) -> Iterator[Iterator[PlannedRow]]:
+        """The rows of each epoch, up to the last step."""
         steps, epoch = self.planned_steps, 0
         while steps > 0:
-            for batch in self.plan.epoch(epoch)[:steps]:
-                yield from batch
-                steps -= 1
+            batches = list(self.plan.batches(epoch))[: min(steps, self.steps_per_epoch)]
+            yield (planned for batch in batches for planned in batch)
+            steps -= len(batches)
             epoch += 1
 
-    def _score_references(self) -> None:
-        """Fill in the reference log-probs of all branches that will be met, once."""
-        if self._references_ready:
-            return
-        with self._reference_model() as (model, fingerprint):
-            self._score_reference(self.train_dataset, self._planned_rows(), model, fingerprint)
-            self._reference_fingerprint = fingerprint
-            for dataset in self._eval_sets().values():
-                plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
-                self._score_reference(dataset, plan.rows(0), model, fingerprint)
-        self.ref_model = None  # nothing needs it any more
-        self._references_ready = True
-
-    def _score_reference(
-        self, dataset: ScoredRows, planned: Iterator[PlannedRow], model: Any, fingerprint: str
-    ) -> None:
-        own = [branch for row in dataset.rows.branches for branch in row]
-        dataset.log_probs = self._score(own, model, fingerprint).view(len(dataset), -1)
-        what = "the reference model's log-prob is not a number"
-        _stop_if_not_finite(dataset.log_probs.sum(-1), range(len(dataset)), dataset, what)
-        lent = {(p.row, p.mismatched_row): p for p in planned if p.mismatched_row is not None}
-        if lent:
-            scores = self._score(
-                [dataset.rows.mismatched_branch(p) for p in lent.values()], model, fingerprint
-            )
-            _stop_if_not_finite(scores, [row for row, _ in lent], dataset, what)
-            dataset.mismatched_log_probs = {
-                (row, lender): score
-                for (row, lender), score in zip(lent, scores.tolist(), strict=True)
-                if lender is not None
-            }
-
-    def _score(self, branches: list[Branch], model: Any, fingerprint: str) -> Tensor:
-        cache = self.args.reference_cache
-        with self.compute_loss_context_manager():
-            return reference_log_probs(
-                model,
-                branches,
-                pad_token_id=self.data_collator.pad_token_id,
-                cache=Path(cache) if cache else cache_folder() / "reference",
-                max_tokens=self.args.reference_max_tokens,
-                precision="bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "float32",
-                fingerprint=fingerprint,
-                on_progress=self.on_reference_progress,
-            )
-
-    def _fingerprint_reference(self) -> str:
-        if self._reference_fingerprint is None:
-            with self._reference_model() as (_, self._reference_fingerprint):
-                pass
-        assert self._reference_fingerprint is not None
-        return self._reference_fingerprint
-
-    @contextlib.contextmanager
-    def _reference_model(self) -> Iterator[tuple[Any, str]]:
-        if self.ref_model is not None:
-            self.ref_model.to(self.args.device)
-            yield self.ref_model, fingerprint_weights(self.ref_model)
-        elif self._adapter_is_fresh:  # it changes nothing yet, so the base is cheaper and the same
-            with self.model.disable_adapter():
-                yield self.model, fingerprint_weights(self.model, without="lora_")
-        else:
-            yield self.model, fingerprint_weights(self.model)
+    @property
+    def _whole_model(self) -> Any:
+        """The model for passes without gradient: wrapped only where each rank holds a part of the weights."""
+        return self.model_wrapped if self._is_sharded else self.model
 
     def build_manifest(self) -> dict[str, Any]:
-        """What this run is made of; see `thumbtune.training.manifest`."""
-        rows: TokenizedRows = self.train_dataset.rows
-        epochs = math.ceil(self.planned_steps / math.ceil(len(self.plan) / self.plan.batch_size))
-        return build_manifest(
-            config=self.args,
-            model_name=self.model_name,
-            data={
-                "digest": rows.digest,
-                "rows": len(rows),
-                "classes": self.class_counts,
-                "counts": dict(rows.counts),
-                "template_digest": template_digest(self.processing_class),
-                "tokens_digest": rows.digest_tokens(),
-                "eval": {
-                    name: {"digest": dataset.rows.digest, "tokens_digest": dataset.rows.digest_tokens()}
-                    for name, dataset in self._eval_sets().items()
-                },
-            },
-            model={
-                "architecture": digest_architecture(self.model),
-                "weights": fingerprint_weights(self.model),
-                "reference": self._fingerprint_reference(),
-                "adapters": describe_adapters(self.model),
-            },
-            plan={
-                "digest": self.plan.digest(epochs),
-                "batch_size": self.plan.batch_size,
-                "steps": self.planned_steps,
-                "one_sided_batches": self.plan.count_one_sided(),
-            },
-        )
+        """What this run is made of, as the main process finds it; see `thumbtune.training.manifest`."""
+        self._fingerprint_reference()
+        return self.ranks.decide(partial(describe_run, self))
 
     # ---- one step
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PlanSampler:
-        return PlanSampler(self.plan)
+    def get_train_dataloader(self) -> PlanLoader | StreamLoader:
+        """The plan's batches, this rank's share of each."""
+        rank, world_size = self.args.process_index, self.args.world_size
+        drop_last, n_workers = self.args.dataloader_drop_last, self.args.dataloader_num_workers
+        if self.stream is not None:
+            make_plan = partial(self._plan, batch_size=self.plan.batch_size)
+            sampler = StreamSampler(
+                self.stream,
+                make_plan,
+                self._score_window,
+                rank=rank,
+                world_size=world_size,
+                drop_last=drop_last,
+            )
+            return StreamLoader(self.stream, sampler, n_workers=n_workers)
+        lengths = self.train_dataset.lengths
+        return PlanLoader(
+            self.train_dataset,
+            PlanSampler(self.plan, lengths, rank, world_size, drop_last=drop_last),
+            num_workers=n_workers,
+        )
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:  # () this rank's part of the batch's mean loss
+        """Forward and backward over a whole batch, microbatch by microbatch."""
+        inputs = self._complete(inputs)
+        self._n_tokens += inputs.count_tokens()
+        cuts = self._cut(inputs)
+        n_microbatches = self.ranks.max(len(cuts))  # ranks take their forwards and backwards together
+        if inputs.mismatched and n_microbatches > 1:
+            inputs = replace(inputs, reference_point=self._estimate_reference_point(inputs, "train"))
+        microbatches = [inputs.select(places) for places in cuts] if n_microbatches > 1 else [inputs]
+        microbatches += [inputs.keep_step()] * (n_microbatches - len(microbatches))
+        total = torch.zeros((), device=self.args.device)
+        for number, microbatch in enumerate(microbatches, start=1):
+            is_last = number == n_microbatches
+            self.accelerator.gradient_state._set_sync_gradients(is_last)  # DeepSpeed steps when it is told so
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model), self._offloading():
+                total += super().training_step(model, microbatch)
+        return total
+
+    def _offloading(self) -> Any:
+        return (
+            offload_activations(self.model) if self.args.activation_offloading else contextlib.nullcontext()
+        )
+
+    def _cut(self, batch: Microbatch) -> list[list[int]]:
+        def cost(places: list[int]) -> int:
+            return self.path.count_tokens(batch.select(places).flat_branches())
+
+        return cut_batch(
+            [tuple(row[0].prompt_ids) for row in batch.branches],
+            cost=cost,
+            max_tokens=self.args.max_tokens_per_microbatch,
+            max_rows=self.args.per_device_train_batch_size,
+        )
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Autocast by the settings, so that passes before training compute in its precision too."""
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype, cache_enabled=cache_enabled)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs.to(self.args.device)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], int]:
-        """All microbatches of one optimizer step, with the reference point of the whole batch."""
-        microbatches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._rows_of_batch = [row for microbatch in microbatches for row in microbatch["row"].tolist()]
-        if self.plan.mismatched and microbatches:
-            reference_point = self._estimate_reference_point(microbatches, "train", self.train_dataset)
-            for microbatch in microbatches:
-                microbatch["reference_point"] = reference_point
-        return microbatches, len(self._rows_of_batch)
+    ) -> tuple[list[Any], Any]:
+        """The next batch, whole."""
+        batches, n_rows = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._rows_of_batch = [row for batch in batches for row in batch.rows]
+        return batches, n_rows
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        return sum(batch.n_total for batch in batch_samples)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """transformers' estimate, 6 per parameter and token, for the tokens of a batch."""
+        return 6 * self.model.num_parameters() * self.path.count_tokens(inputs.flat_branches())
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            n_tokens = torch.tensor(self.path.count_tokens(inputs.flat_branches()), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(n_tokens).sum())
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The microbatch's share of the batch's mean loss."""
+        """The microbatch's share of the batch's mean loss; ranks average their gradients, so times their number."""
+        inputs = self._prepare_inputs(inputs)
         losses = self._losses(model, inputs, "train", self.train_dataset)
-        loss = losses.sum() / (num_items_in_batch or len(losses))
+        loss = losses.sum() * self.args.world_size / inputs.n_total
         return (loss, {"losses": losses.detach()}) if return_outputs else loss
 
     def _losses(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], mode: str, dataset: ScoredRows
+        self, model: nn.Module, inputs: Microbatch, mode: str, dataset: ScoredRows
     ) -> Tensor:  # (rows,)
-        log_probs = completion_log_probs(model, inputs)  # (branches,)
-        log_ratio = log_probs - inputs["reference"]
-        reference_point = inputs.get("reference_point", log_ratio.new_zeros(()))
-        losses = self.method.loss(self.args, log_ratio, inputs["desirable"], reference_point)
+        branches, carrier = inputs.flat_branches(), None
+        with self.router_loss.watch() if self.router_loss else contextlib.nullcontext():
+            if inputs.mismatched and inputs.reference_point is None:  # the microbatch is the whole batch
+                log_probs, carrier = self.path.carry(model, branches)
+            else:
+                log_probs = self.path.log_probs(model, branches)
+        log_ratio = log_probs - inputs.reference.T.flatten()  # (branches,)
         what = f"the loss is not a number at step {self._current_step(mode)}"
-        _stop_if_not_finite(losses, inputs["row"].tolist(), dataset, what)
+        stop_if_not_finite(log_ratio.view(-1, len(inputs)).sum(0), inputs.rows, dataset, what)
+        reference_point = inputs.reference_point
+        if carrier is not None:
+            reference_point = self._estimate_reference_point(inputs, mode, carrier)
+        elif reference_point is None:
+            reference_point = log_ratio.new_zeros(())
+        desirable = torch.cat([inputs.desirable, ~inputs.desirable][: inputs.reference.shape[1]])
+        losses = self.method.loss(self.args, log_ratio, desirable, reference_point)
+        if self.router_loss is not None:
+            imbalance = self.router_loss.take(self.path, branches)
+            losses = losses + self.router_loss.coefficient * imbalance
+            self._windows[mode].add_value("aux_loss", float(imbalance.detach()))
+        stop_if_not_finite(losses, inputs.rows, dataset, what)
         rewards = self.args.beta * log_ratio
+        counted = inputs.counted.repeat(inputs.reference.shape[1])
         self._windows[mode].add_completions(
-            losses=losses,
-            rewards=rewards,
-            gains=rewards - self.args.beta * reference_point,
-            log_probs=log_probs,
-            desirable=inputs["desirable"],
+            losses=losses[inputs.counted],
+            rewards=rewards[counted],
+            gains=(rewards - self.args.beta * reference_point)[counted],
+            log_probs=log_probs[counted],
+            desirable=desirable[counted],
+            hits=_compare_pairs(rewards)[inputs.counted] if self.method.paired else None,
         )
-        return losses
+        return losses * inputs.counted
 
     @torch.no_grad()
     def _estimate_reference_point(
-        self, microbatches: list[dict[str, Tensor]], mode: str, dataset: ScoredRows
-    ) -> Tensor:
-        log_ratios, rows = [], []
-        with evaluating(self.model), self.compute_loss_context_manager():
-            for microbatch in microbatches:
-                inputs = self._prepare_inputs(
-                    {k: v for k, v in microbatch.items() if k.startswith(MISMATCHED)}
-                )
-                mismatched = {name.removeprefix(MISMATCHED): tensor for name, tensor in inputs.items()}
-                log_ratios.append(completion_log_probs(self.model, mismatched) - mismatched["reference"])
-                rows += microbatch["row"].tolist()
+        self, batch: Microbatch, mode: str, carrier: Carrier | None = None
+    ) -> Tensor:  # () nats
+        """z0 of a whole batch over all ranks, riding on the prompts of the forward that just ran where it did."""
+        batch = batch.to(self.args.device)
+        assert batch.mismatched_reference is not None
+        dataset = self.train_dataset if mode == "train" else self._evaluated
+        model = self._whole_model
+        with evaluating(model), self.compute_loss_context_manager():
+            if carrier is not None:
+                log_probs = carrier.ride(model, batch.mismatched)
+            else:
+                max_tokens = self.args.max_tokens_per_microbatch or self._tokens_of_a_microbatch(batch)
+                with self.ranks.in_step(model, partial(self.path.log_probs, model, batch.mismatched[:1])):
+                    scores = self.path.score(model, batch.mismatched, max_tokens=max_tokens)
+                log_probs = scores.to(self.args.device)
+        log_ratio = log_probs - batch.mismatched_reference
         what = f"a mismatched log ratio is not a number at step {self._current_step(mode)}"
-        _stop_if_not_finite(torch.cat(log_ratios), rows, dataset, what)
-        reference_point = estimate_reference_point(torch.cat(log_ratios))
-        self._windows[mode].add_value("z0", float(reference_point))
+        stop_if_not_finite(log_ratio, batch.rows, dataset, what)
+        everywhere = self._gather_counted(log_ratio, batch.counted) if mode == "train" else log_ratio
+        reference_point = estimate_reference_point(everywhere)
+        for name in ("z0", "kl"):  # one number: TRL's name beside ours
+            self._windows[mode].add_value(name, float(reference_point))
         return reference_point
+
+    def _tokens_of_a_microbatch(self, batch: Microbatch) -> int:
+        """What the largest microbatch by count holds: the z0 pass takes no more at once."""
+        return max(
+            self.path.count_tokens(batch.select(places).flat_branches()) for places in self._cut(batch)
+        )
+
+    def _gather_counted(self, values: Tensor, counted: Tensor) -> Tensor:
+        """The values of all ranks whose rows count."""
+        if self.args.world_size == 1:
+            return values
+        both = self.accelerator.pad_across_processes(torch.stack([values, counted.to(values.dtype)], dim=1))
+        values, counted = self.accelerator.gather(both).T
+        return values[counted.bool()]
 
     def _current_step(self, mode: str) -> int:
         return self.state.global_step + (mode == "train")  # a step counts once it is done
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
         if self.accelerator.scaler is None:  # a scaler skips such steps and tries a smaller scale
             rows, what = (
                 self._rows_of_batch,
                 f"the gradient is not a number at step {self._current_step('train')}",
             )
             finite = torch.isfinite(torch.as_tensor(norm)).cpu()
-            _stop_if_not_finite(
+            stop_if_not_finite(
                 torch.where(finite, 0.0, math.nan).expand(len(rows)), rows, self.train_dataset, what
             )
         return norm
 
-    # ---- evaluation, logs, checkpoints
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Loss, z0, rewards and AUC on held-out rows, in fixed batches, against the same reference."""
-        if eval_dataset is not None and not isinstance(eval_dataset, (ScoredRows, dict, str)):
-            raise ConfigError(
-                "evaluate() takes the eval_dataset that the trainer was made with: pass new rows there"
-            )
-        self._score_references()
-        metrics: dict[str, float] = {}
-        for name, dataset in self._eval_sets().items():
-            prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
-            metrics |= {f"{prefix}_{key}": value for key, value in self._evaluate_rows(dataset).items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    @torch.no_grad()
-    def _evaluate_rows(self, dataset: ScoredRows) -> dict[str, float]:
-        window = self._windows["eval"] = MetricWindow()
-        plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
-        with evaluating(self.model), self.compute_loss_context_manager():
-            for batch in plan.epoch(0):
-                inputs = self._prepare_inputs(self.data_collator([dataset[planned] for planned in batch]))
-                if plan.mismatched:
-                    inputs["reference_point"] = self._estimate_reference_point([inputs], "eval", dataset)
-                self._losses(self.model, inputs, "eval", dataset)
-        return {"loss": window.mean_loss(), **window.summarize()}
-
-    def _eval_sets(self) -> dict[str, ScoredRows]:
-        if self.eval_dataset is None:
-            return {}
-        return self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the window's metrics to transformers' own, and raise the alarm where both rewards fall."""
         if "loss" in logs:
-            summary = self._windows["train"].summarize()
+            summary = self._windows["train"].gather_ranks(self.ranks).summarize()
             self._windows["train"] = MetricWindow()
-            self._watch_rewards(summary)
-            logs = {**logs, **summary}
+            self._reward_watch.look(summary, self.state.global_step)
+            logs = {**logs, **summary, "num_tokens": sum(self.ranks.gather(self._n_tokens))}
         super().log(logs, start_time)
-
-    def _watch_rewards(self, summary: Mapping[str, float]) -> None:
-        for name, history in self._reward_history.items():
-            if name in summary:
-                history.append(summary[name])
-        if both_rewards_fall(
-            self._reward_history["rewards/chosen"], self._reward_history["rewards/rejected"]
-        ):
-            message = (
-                f"step {self.state.global_step}: the rewards of 👍 and of 👎 both keep falling: "
-                "the learning rate is probably too high"
-            )
-            if not self.alarms:
-                logger.warning(message)
-            self.alarms.append(message)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter or the model, unless a weight is not a number."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
-                raise TrainingError(
-                    f"weights of {name} are not numbers after step {self.state.global_step}: nothing was saved. "
-                    "Continue from an earlier checkpoint with a lower learning_rate"
-                )
-        super().save_model(output_dir, _internal_call)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder, name = Path(super()._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
-        with staged_checkpoint(folder, name) as self._staging:
-            try:
-                super()._save_checkpoint(model, trial)
-                self._name_best_checkpoint(folder, name)
-            finally:
-                self._staging = None
-        if self.args.should_save and self.args.save_total_limit:
-            best = self.state.best_model_checkpoint
-            protected = {name, Path(best).name} if best else {name}
-            rotate_checkpoints(folder, keep=self.args.save_total_limit, protected=protected)
-
-    def _name_best_checkpoint(self, folder: Path, name: str) -> None:
-        """Let the saved state name the best checkpoint where it will stand, not where it was staged."""
-        assert self._staging is not None
-        best = f"checkpoint-{self.state.best_global_step}"
-        is_saved = best == name or (folder / best).is_dir()
-        if not is_saved:  # an earlier best stays
-            return
-        self.state.best_model_checkpoint = str(folder / best)
-        path = self._staging / name / "trainer_state.json"
-        if path.is_file():
-            state = json.loads(path.read_text())
-            state["best_model_checkpoint"] = self.state.best_model_checkpoint
-            path.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
 class KTOTrainer(PreferenceTrainer):
@@ -484,35 +512,7 @@ class DPOTrainer(PreferenceTrainer):
     config_class = DPOConfig
 
 
-def _stop_if_not_finite(values: Tensor, rows: Sequence[int], dataset: ScoredRows, what: str) -> None:
-    """Raise `TrainingError` with the rows, by their place in the data, whose value is NaN or infinite."""
-    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if not bad:
-        return
-    named = ", ".join(f"row {rows[i]} ({dataset.rows.where[rows[i]]})" for i in bad[:5])
-    raise TrainingError(
-        f"{what}, on {len(bad)} rows: {named}. "
-        "Look at these rows with `thumbtune data show`, lower learning_rate, or set max_grad_norm"
-    )
-
-
-def _count_classes(rows: TokenizedRows) -> dict[str, int]:
-    if rows.labels is None:
-        return {"pairs": len(rows)}
-    return {"desirable": sum(rows.labels), "undesirable": len(rows.labels) - sum(rows.labels)}
-
-
-def _settle_class_weights(args: PreferenceConfig, counts: Mapping[str, int]) -> None:
-    """Replace "auto" by weights from the class balance; warn about one-sided data."""
-    if not isinstance(args, KTOConfig):
-        return
-    if args.desirable_weight == "auto":
-        args.desirable_weight, args.undesirable_weight = recommend_class_weights(
-            counts["desirable"], counts["undesirable"]
-        )
-        args.adjustments.append(
-            f"class weights 'auto': {args.desirable_weight:.4g} for {counts['desirable']} 👍, "
-            f"{args.undesirable_weight:.4g} for {counts['undesirable']} 👎"
-        )
-    if not counts["desirable"] or not counts["undesirable"]:
-        logger.warning("all labels are of one class: KTO can only push one way, so watch length and KL")
+def _compare_pairs(rewards: Tensor) -> Tensor:  # (2 × rows,) -> (rows,) bool
+    """Whether the chosen completion of each pair has the higher reward."""
+    chosen, rejected = rewards.chunk(2)
+    return chosen > rejected

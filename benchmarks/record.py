@@ -1,0 +1,130 @@
+"""Run the engine's benchmarks and write down what they gave: machine, versions, commands and tables in RESULTS.md.
+
+Each benchmark is a command of its own, whose standard output is the record. One that fails is written down as failed,
+and the exit status is 1.
+
+    python benchmarks/record.py [--only parity,kto_step] [--quick] [--out benchmarks/RESULTS.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+HERE = Path(__file__).parent
+PACKAGES = ("thumbtune", "torch", "transformers", "trl", "peft", "accelerate")
+TOLD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+_FEWER = "--arms trl_default,trl_tuned,thumbtune --rounds 2"
+COMMANDS = (
+    "parity.py",
+    "parity.py --shape lora",
+    "kto_step.py --workload mixed --shape full --rows 32",
+    f"kto_step.py --workload mixed --shape lora --rows 32 {_FEWER}",
+    f"kto_step.py --workload long_prompt --shape full --rows 16 {_FEWER}",
+    f"kto_step.py --workload siblings --shape full --rows 32 {_FEWER}",
+    "precision.py",
+    "scaling.py",
+)
+QUICK_COMMANDS = (
+    "parity.py --tiny --steps 2",
+    "kto_step.py --tiny --rows 8 --epochs 1 --rounds 1 --batch 4 --workload short --precompute-batches 4",
+    "precision.py --tiny --steps 2 --rows 8 --held-out 4 --shapes full",
+    "scaling.py --tiny --quick --rows 8 --sweeps siblings",
+)
+
+
+class Ran(NamedTuple):
+    """A command, and what came of it."""
+
+    command: str
+    minutes: float
+    output: str
+    failed: bool
+
+
+def run_command(command: str) -> Ran:
+    """Run a script of this folder; progress goes to standard error as it comes."""
+    print(f"python benchmarks/{command}", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    script, *options = shlex.split(command)
+    done = subprocess.run([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE, text=True)
+    return Ran(command, (time.perf_counter() - started) / 60, done.stdout.strip(), done.returncode != 0)
+
+
+def describe_machine() -> list[str]:
+    """Processor, its flags that matter here, cores, memory; versions."""
+    model, flags = _read_processor()
+    told = [flag for flag in TOLD_FLAGS if flag in flags]
+    memory = psutil.virtual_memory().total / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return [
+        f"- {model}: {', '.join(told) or 'no flag of interest'}; torch takes it for {_name_capability()}",
+        f"- {os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB of memory, no GPU used",
+        f"- {platform.system()} {platform.machine()}, Python {platform.python_version()}, {versions}",
+    ]
+
+
+def _read_processor() -> tuple[str, set[str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), set()
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    told = {key.strip(): value.strip() for key, value in told.items()}
+    return told.get("model name", platform.machine()), set(told.get("flags", "").split())
+
+
+def _name_capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def write_results(ran: list[Ran], out: Path) -> None:
+    """The whole record as Markdown."""
+    lines = [
+        "# What the benchmarks gave",
+        "",
+        f"Written by `benchmarks/record.py`, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Do not edit by hand.",
+        "",
+        *describe_machine(),
+    ]
+    for one in ran:
+        failed = " **It failed.**" if one.failed else ""
+        lines += ["", f"## `python benchmarks/{one.command}`", "", f"{one.minutes:.1f} minutes.{failed}", ""]
+        lines += [one.output or "Nothing was printed."]
+    out.write_text("\n".join(lines) + "\n")
+
+
+def choose_commands(quick: bool, only: str | None) -> list[str]:
+    """The commands to run, those of some scripts alone where they are named."""
+    commands = QUICK_COMMANDS if quick else COMMANDS
+    wanted = only.split(",") if only else None
+    return [one for one in commands if wanted is None or one.split(".py")[0] in wanted]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", help="names of scripts, with commas")
+    parser.add_argument("--quick", action="store_true", help="minutes, to see that all of them run")
+    parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
+    arguments = parser.parse_args()
+    ran: list[Ran] = []
+    for command in choose_commands(arguments.quick, arguments.only):
+        ran.append(run_command(command))
+        write_results(ran, arguments.out)  # as it goes, so that a run cut short leaves what it has
+    sys.exit(any(one.failed for one in ran))
+
+
+if __name__ == "__main__":
+    main()

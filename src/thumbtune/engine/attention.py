@@ -1,0 +1,255 @@
+"""Attention over a packed row: each piece sees its prompt and itself, and nothing else.
+
+Registered with transformers under the name of the model's own attention plus a prefix, so that a forward without a
+packed batch runs as before. On a CPU each piece is computed by plain matrix products, a block of queries at a time:
+on pieces of a few hundred tokens torch's fused CPU kernel takes twice as long, forward and backward together
+(docs/decisions/006). Scores are never kept: the backward computes them again. On a GPU `flex_attention` takes the
+same rule as a block mask.
+
+Sliding windows and soft caps are honoured. What is not (attention sinks, learned biases, dropout) raises
+`NotPackable`, and the model runs on the padded path.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from thumbtune.engine.packing import PackedBatch, Piece
+
+PREFIX = "thumbtune_"
+QUERY_BLOCK = 256
+"""Queries of one block: bounds the scores that exist at once to heads × block × keys."""
+
+_UNSUPPORTED = ("s_aux", "position_bias", "cache")
+
+
+class NotPackable(Exception):  # noqa: N818 (no error: the padded path serves)
+    """This model computes in a way that a packed row cannot have."""
+
+
+def install_packed_attention(model: Any) -> None:
+    """Let a model's attention take packed batches. Without one, it attends as it did."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    before = model.config._attn_implementation
+    if before.startswith(PREFIX):
+        return
+    name = PREFIX + before
+    AttentionInterface.register(name, _attention_over(before))
+    if before in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise NotPackable("it takes no attention function from outside")
+
+
+def _attention_over(before: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """transformers' attention function `before`, but for packed batches."""
+
+    def attend(
+        module: Any,
+        query: Tensor,  # (1, H, T, D)
+        key: Tensor,  # (1, K, T, D); H is a multiple of K
+        value: Tensor,  # (1, K, T, E)
+        attention_mask: Tensor | None,
+        *args: Any,
+        packed: PackedBatch | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if packed is None:
+            return _find_attention(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
+        if kwargs.get("dropout"):
+            raise NotPackable("attention dropout is on")
+        if attention_mask is not None and attention_mask.numel() > 1:
+            raise NotPackable("its attention has a mask of its own")
+        for name in _UNSUPPORTED:
+            if kwargs.get(name) is not None:
+                raise NotPackable(f"its attention takes {name}")
+        scaling = kwargs.get("scaling")
+        rule = Rule(
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=kwargs.get("sliding_window"),
+            soft_cap=kwargs.get("softcap"),
+        )
+        return attend_packed(query, key, value, packed, layer=module.layer_idx, rule=rule), None
+
+    return attend
+
+
+def _find_attention(module: Any, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    from transformers import AttentionInterface
+
+    if name == "eager":  # each family has its own
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface()[name]
+
+
+class Rule(NamedTuple):
+    """How a layer attends, beside who sees whom."""
+
+    scaling: float
+    window: int | None = None
+    """Keys that a query sees, itself included; None for all."""
+    soft_cap: float | None = None
+
+
+def attend_packed(
+    query: Tensor,  # (1, H, T, D)
+    key: Tensor,  # (1, K, T, D)
+    value: Tensor,  # (1, K, T, E)
+    packed: PackedBatch,
+    *,
+    layer: int,
+    rule: Rule,
+) -> Tensor:  # (1, T, H, E), contiguous
+    """Attention of a packed row, in autocast's precision where that is on."""
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if packed.keeps is not None and not packed.keeps.closed:
+        packed.keeps.keys_values[layer] = key.detach(), value.detach()
+        packed.keeps.windows[layer] = rule.window
+    kept = packed.rides_on.keys_values[layer] if packed.rides_on is not None else (None, None)
+    return _PackedAttention.apply(query, key, value, *kept, packed.pieces, rule)
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Softmax attention by blocks of queries. Saves query, key and value alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kept_key: Tensor | None,
+        kept_value: Tensor | None,
+        pieces: tuple[Piece, ...],
+        rule: Rule,
+    ) -> Tensor:
+        heads, kv_heads = query.shape[1], key.shape[1]
+        output = query.new_empty(1, query.shape[2], heads, value.shape[-1])
+        with torch.autocast(query.device.type, enabled=False):
+            for block in _list_blocks(pieces, rule.window):
+                q = _group_heads(query, block, kv_heads)  # (K, R·Bq, D)
+                k = _gather_keys(key, kept_key, block)  # (K, Lk, D)
+                weights, _ = _attention_weights(q, k, block, rule)
+                mixed = torch.bmm(weights.to(q.dtype), _gather_keys(value, kept_value, block))
+                _ungroup_heads(output[0, block.start : block.stop].transpose(0, 1), mixed, kv_heads)
+        ctx.save_for_backward(query, key, value, kept_key, kept_value)
+        ctx.pieces, ctx.rule = pieces, rule
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, kept_key, kept_value = ctx.saved_tensors
+        kv_heads = key.shape[1]
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        grad_output = grad_output.transpose(1, 2).to(query.dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            for block in _list_blocks(ctx.pieces, ctx.rule.window):
+                q = _group_heads(query, block, kv_heads)
+                k = _gather_keys(key, kept_key, block)
+                v = _gather_keys(value, kept_value, block)
+                grad = _group_heads(grad_output, block, kv_heads)
+                weights, slope = _attention_weights(q, k, block, ctx.rule)
+                grad_weights = torch.bmm(grad, v.transpose(1, 2)).float()
+                _scatter_keys(grad_value, torch.bmm(weights.to(q.dtype).transpose(1, 2), grad), block)
+                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, torch.float32)
+                if slope is not None:
+                    grad_scores.mul_(slope)
+                grad_scores = grad_scores.to(q.dtype)
+                grad_q = torch.bmm(grad_scores, k).mul_(ctx.rule.scaling)
+                _ungroup_heads(grad_query[0, :, block.start : block.stop], grad_q, kv_heads)
+                grad_k = torch.bmm(grad_scores.transpose(1, 2), q).mul_(ctx.rule.scaling)
+                _scatter_keys(grad_key, grad_k, block)
+        return grad_query, grad_key, grad_value, None, None, None, None
+
+
+class _Block(NamedTuple):
+    """Queries `start:stop` of the row, and the keys they see: a stretch of a prompt, then one of their own piece."""
+
+    start: int
+    stop: int
+    prompt: tuple[int, int] | None
+    own: tuple[int, int]
+    first: int
+    """Which of these keys is the first query's own position."""
+
+
+def _list_blocks(pieces: tuple[Piece, ...], window: int | None) -> Iterator[_Block]:
+    for piece in pieces:
+        n_prompt = piece.prompt[1] - piece.prompt[0] if piece.prompt else 0
+        for start in range(piece.start, piece.stop, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, piece.stop)
+            position = n_prompt + start - piece.start
+            lowest = 0 if window is None else max(position - window + 1, 0)  # position of the first key seen
+            prompt = None
+            if piece.prompt and lowest < n_prompt:
+                prompt = (piece.prompt[0] + lowest, piece.prompt[1])
+            own = (piece.start + max(lowest - n_prompt, 0), stop)
+            yield _Block(start, stop, prompt, own, position - lowest)
+
+
+def _attention_weights(
+    q: Tensor, k: Tensor, block: _Block, rule: Rule
+) -> tuple[Tensor, Tensor | None]:  # (K, R·Bq, Lk) float32 each
+    """Softmax weights, and the slope of the soft cap at each score where there is one."""
+    n_queries, n_keys = block.stop - block.start, k.shape[1]
+    scores = torch.bmm(q, k.transpose(1, 2)).float()
+    by_query = scores.view(-1, n_queries, n_keys)
+    mask = _build_mask(n_queries, n_keys, block.first, rule.window, q.device)
+    slope = None
+    if rule.soft_cap is None:
+        torch.add(mask, by_query, alpha=rule.scaling, out=by_query)
+    else:
+        capped = scores.mul_(rule.scaling / rule.soft_cap).tanh_()
+        slope = 1 - capped.square()
+        torch.add(mask, by_query, alpha=rule.soft_cap, out=by_query)
+    return scores.softmax(-1), slope
+
+
+@lru_cache(maxsize=64)
+def _build_mask(n_queries: int, n_keys: int, first: int, window: int | None, device: torch.device) -> Tensor:
+    """(Bq, Lk) zeros where query i may see key j: j ≤ first + i, and above first + i − window; −inf elsewhere."""
+    hidden = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(first + 1)
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(first - window)
+    return torch.zeros(n_queries, n_keys, device=device).masked_fill_(hidden, -torch.inf)
+
+
+def _group_heads(x: Tensor, block: _Block, kv_heads: int) -> Tensor:
+    """(1, K·R, T, D) -> (K, R·Bq, D) of a block: the queries that share keys, one below the other."""
+    taken = x[0, :, block.start : block.stop]
+    return taken.reshape(kv_heads, -1, x.shape[-1])
+
+
+def _ungroup_heads(target: Tensor, grouped: Tensor, kv_heads: int) -> None:
+    """(K, R·Bq, D) into a view (K·R, Bq, D)."""
+    target.copy_(grouped.view(target.shape))
+
+
+def _gather_keys(own: Tensor, kept: Tensor | None, block: _Block) -> Tensor:
+    """(K, Lk, D) keys or values that a block sees; the prompt's from the kept row where there is one."""
+    mine = own[0, :, slice(*block.own)]
+    if block.prompt is None:
+        return mine.contiguous()
+    source = own if kept is None else kept
+    return torch.cat([source[0, :, slice(*block.prompt)], mine], dim=1)
+
+
+def _scatter_keys(target: Tensor, grad: Tensor, block: _Block) -> None:
+    """Add a block's gradient to where its keys stand."""
+    n_prompt = 0
+    if block.prompt is not None:
+        n_prompt = block.prompt[1] - block.prompt[0]
+        target[0, :, slice(*block.prompt)] += grad[:, :n_prompt]
+    target[0, :, slice(*block.own)] += grad[:, n_prompt:]
