@@ -34,8 +34,9 @@ check: setup  ## Format, lint, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup  ## Measure what is claimed (minutes)
+bench: setup  ## Measure what is claimed (hours): into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/record.py
 
 clean:  ## Remove .venv, caches and runs
 	rm -rf $(VENV) runs .cache .pytest_cache .mypy_cache .ruff_cache

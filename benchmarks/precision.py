@@ -147,7 +147,7 @@ def run_settings(arguments: argparse.Namespace, model: str) -> list[list[Any]]:
     modes = ["float32", *(mode for mode in arguments.modes.split(",") if mode != "float32")]
     lines = []
     for shape in arguments.shapes.split(","):
-        for rate in LEARNING_RATES[shape]:
+        for rate in arguments.learning_rates or LEARNING_RATES[shape]:
             measured = {}
             for mode in modes:
                 job = _make_job(mode, rows, rate, shape, arguments.steps, model)
@@ -177,6 +177,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--shapes", default="full,lora")
     parser.add_argument("--modes", default="bf16,trl_bf16", help=f"with commas, of {', '.join(MODES)}")
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", help="for both shapes; by default two each"
+    )
     parser.add_argument("--tiny", action="store_true", help="a random llama of two layers")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

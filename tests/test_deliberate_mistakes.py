@@ -270,8 +270,8 @@ MISTAKES = [
     Mistake(
         "the cached reference does not see where the prompt ends",
         "engine/reference.py",
-        "repr((list(branch.prompt_ids), list(branch.completion_ids)))",
-        "repr([*branch.prompt_ids, *branch.completion_ids])",
+        'key.update(len(ids).to_bytes(8, "little"))',
+        "pass",
         (f"{REFERENCE}::test_other_token_ids_are_another_key[branches1]",),
     ),
     Mistake(
@@ -350,36 +350,36 @@ MISTAKES = [
     Mistake(
         "the reference is ignored",
         "training/trainer.py",
-        'log_ratio = log_probs - inputs["reference"]',
-        "log_ratio = log_probs",
+        "log_ratio = log_probs - inputs.reference.T.flatten()",
+        "log_ratio = log_probs + 0",
         (START,),
     ),
     Mistake(
         "the reference is that of the row before",
         "training/rows.py",
-        '"reference": self.log_probs[planned.row],',
-        '"reference": self.log_probs[planned.row - 1],',
+        "return self.log_probs[rows]",
+        "return self.log_probs[rows].roll(1, 0)",
         (START,),
     ),
     Mistake(
         "z0 ignores the reference",
         "training/trainer.py",
-        ' - mismatched["reference"]',
-        "",
+        "log_ratio = log_probs - batch.mismatched_reference",
+        "log_ratio = log_probs",
         (KTO_AS_TRL,),
     ),
     Mistake(
         "z0 is that of one microbatch",
         "training/trainer.py",
-        'microbatch["reference_point"] = reference_point',
-        'microbatch["reference_point"] = self._estimate_reference_point([microbatch], "train", self.train_dataset)',
+        'inputs = replace(inputs, reference_point=self._estimate_reference_point(inputs, "train"))',
+        "pass",
         (f"{CUT}[1-4]",),
     ),
     Mistake(
         "the loss is the mean over microbatch means",
         "training/trainer.py",
-        "losses.sum() / (num_items_in_batch or len(losses))",
-        "losses.mean() / self.args.gradient_accumulation_steps",
+        "losses.sum() * self.args.world_size / inputs.n_total",
+        "losses.mean() / self.config.gradient_accumulation_steps",
         (f"{CUT}[3-2]",),
     ),
     Mistake(
@@ -399,8 +399,8 @@ MISTAKES = [
     Mistake(
         "pairs are stacked pair by pair",
         "training/rows.py",
-        'item["branches"][k] for k in range(n_branches) for item in items',
-        'item["branches"][k] for item in items for k in range(n_branches)',
+        "branch for column in zip(*self.branches, strict=True) for branch in column",
+        "branch for row in self.branches for branch in row",
         (DPO_AS_TRL,),
     ),
 ]

@@ -53,7 +53,10 @@ def _make(family: str, **changed: Any) -> Any:
     }
     kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
     config = kind(**{**shape, **changed})
-    return getattr(transformers, f"{family}ForCausalLM")(config)
+    model = getattr(transformers, f"{family}ForCausalLM", None) or getattr(
+        transformers, f"{family}LMHeadModel"
+    )
+    return model(config)
 
 
 _gpt2 = partial(
@@ -66,7 +69,6 @@ _gpt2 = partial(
     attn_pdrop=0.0,
     resid_pdrop=0.0,
     embd_pdrop=0.0,
-    num_key_value_heads=None,
 )
 _gemma2 = partial(
     _make,
@@ -168,7 +170,22 @@ PADDED_ONLY: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "linear_attention",
     ),
-    "mamba": (partial(_make, "Mamba", state_size=4), "state"),
+    "mamba": (partial(_make, "Mamba", state_size=4), "linear_attention"),
+    "rwkv": (
+        partial(_make, "Rwkv", attention_hidden_size=16, context_length=64),
+        "state",
+    ),  # its state runs over padding
+    "roberta": (
+        partial(
+            _make,
+            "Roberta",
+            is_decoder=True,
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.0,
+            max_position_embeddings=80,
+        ),
+        "other log-probs",
+    ),  # positions start behind the padding token's number
     "bloom": (partial(_make, "Bloom", n_layer=2, n_head=2), "position"),  # ALiBi
 }
 """Families that cannot, and what their reason names."""
@@ -196,7 +213,7 @@ def slow_log_probs(model: Any, branches: Sequence[Branch]) -> Tensor:
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
         total = logits.new_zeros(())
         for place in range(len(prompt_ids), len(ids)):
-            scores = logits[place - 1].float()
+            scores = logits[place - 1 - len(ids)].float()  # from the end: virtual tokens may stand in front
             total = total + scores[ids[place]] - scores.logsumexp(0)
         sums.append(total)
     return torch.stack(sums)
@@ -231,3 +248,25 @@ def assert_same_gradients(
     off = {name: float((found[name] - gradient).abs().max()) for name, gradient in expected.items()}
     worst = max(off, key=lambda name: off[name])
     assert off[worst] <= tolerance * largest, f"{worst} is off by {off[worst]:.3g} of {largest:.3g}"
+
+
+class CountedForwards:
+    """Notes the shape of the token ids of each of a model's forwards."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.shapes: list[tuple[int, ...]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.shapes)
+
+    def __enter__(self) -> CountedForwards:
+        self.hook = self.model.register_forward_pre_hook(
+            lambda module, args, kwargs: self.shapes.append(tuple(kwargs["input_ids"].shape)),
+            with_kwargs=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()

@@ -37,6 +37,9 @@ BRANCHES = [
 ]
 
 
+MANY = [Branch([n, n + 1, n + 2], [(7 * n + k) % 38 for k in range(1 + n % 6)]) for n in range(30)]
+
+
 def bf16() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
@@ -165,7 +168,7 @@ def test_the_gated_mlp_equals_its_own_class_value_and_gradient(bias: bool) -> No
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        own = LlamaMLP(LlamaConfig(hidden_size=6, intermediate_size=9, mlp_bias=bias))
+        own = LlamaMLP(LlamaConfig(hidden_size=6, num_attention_heads=2, intermediate_size=9, mlp_bias=bias))
         x = torch.randn(2, 5, 6).requires_grad_()
     fast = copy.deepcopy(own)
     speed_up_modules(fast_holder := nn.Sequential(fast))
@@ -184,31 +187,32 @@ def test_the_gated_mlp_equals_its_own_class_value_and_gradient(bias: bool) -> No
 # ---- under autocast
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "cohere2"])
+def measure_errors(
+    model: Any, log_probs: Tensor, exact: Tensor, slow: dict[str, Tensor]
+) -> tuple[float, float]:
+    """Root mean square error of the log-probs, and of all gradients together as a part of their size."""
+    found = gradients(model, log_probs)
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    off = sum(float((found[name] - slow[name]).square().sum()) for name in slow)
+    size = sum(float(gradient.square().sum()) for gradient in slow.values())
+    value = float((log_probs.detach() - exact.detach()).square().mean()) ** 0.5
+    return value, (off / size) ** 0.5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mistral", "cohere2"])
 def test_autocast_is_as_near_to_float32_as_the_model_s_own(family: str) -> None:
     """The yardstick is the error of a plain forward under autocast, row by row."""
     own, model = build(family), build(family)
     path = pack(model)
-    exact = slow_log_probs(own, BRANCHES)
+    exact = slow_log_probs(own, MANY)
     slow = gradients(own, exact)
-    largest = max(float(gradient.abs().max()) for gradient in slow.values())
-
-    def errors(model: Any, log_probs: Tensor) -> tuple[float, float]:
-        found = gradients(model, log_probs)
-        assert all(gradient.dtype == torch.float32 for gradient in found.values())
-        off = max(float((found[name] - slow[name]).abs().max()) for name in slow)
-        return float((log_probs - exact).abs().max()), off / largest
-
     with bf16():
-        plain = slow_log_probs(own, BRANCHES)
-    with bf16():
-        packed = path.log_probs(model, BRANCHES)
+        plain, packed = slow_log_probs(own, MANY), path.log_probs(model, MANY)
     assert packed.dtype == torch.float32
-    value, slope = errors(model, packed)
-    own_value, own_slope = errors(own, plain)
-    assert value <= 2 * own_value + 0.01
-    assert slope <= 2 * own_slope + 0.01
-    assert value > 0  # it did compute in low precision
+    value, slope = measure_errors(model, packed, exact, slow)
+    own_value, own_slope = measure_errors(own, plain, exact, slow)
+    assert 0 < value <= 1.5 * own_value
+    assert 0 < slope <= 1.5 * own_slope
 
 
 OPTIMIZERS = {
@@ -234,7 +238,7 @@ def test_a_step_of_the_optimizer_makes_new_low_precision_copies(optimizer: str) 
     with bf16(), torch.no_grad():
         after, expected = path.log_probs(model, BRANCHES), path.log_probs(fresh, BRANCHES)
     assert torch.equal(after, expected)
-    assert float((after - before).abs().max()) > 0.1
+    assert float((after - before.detach()).abs().max()) > 0.1
 
 
 def test_a_copy_is_made_once_per_change_of_the_weight() -> None:
@@ -263,7 +267,7 @@ def test_new_weights_behind_the_parameter_s_back_are_seen() -> None:
         drop_low_precision_copies(fresh)
         after = path.log_probs(model, BRANCHES)
         assert torch.equal(after, path.log_probs(fresh, BRANCHES))
-    assert float((after - before).abs().max()) > 0.1
+    assert float((after - before.detach()).abs().max()) > 0.1
 
 
 def test_copies_are_dropped_when_told() -> None:
@@ -427,19 +431,14 @@ def test_a_merged_adapter_gives_the_same_also_under_autocast() -> None:
 def test_lora_under_autocast_is_as_near_to_float32_as_peft_s_own(adapter: str) -> None:
     own, model = (adapt("llama", **ADAPTERS[adapter]) for _ in range(2))
     path = pack(model)
-    exact = slow_log_probs(own, BRANCHES)
+    exact = slow_log_probs(own, MANY)
     slow = gradients(own, exact)
-    largest = max(float(gradient.abs().max()) for gradient in slow.values())
-    off = {}
-    for name, adapted, log_probs in (("own", own, slow_log_probs), ("fast", model, path.log_probs)):
-        with bf16():
-            found = log_probs(adapted, BRANCHES)
-        slopes = gradients(adapted, found)
-        assert all(gradient.dtype == torch.float32 for gradient in slopes.values())
-        error = max(float((slopes[key] - slow[key]).abs().max()) for key in slow) / largest
-        off[name] = float((found - exact).abs().max()), error
-    assert off["fast"][0] <= 2 * off["own"][0] + 0.01
-    assert off["fast"][1] <= 2 * off["own"][1] + 0.01
+    with bf16():
+        plain, packed = slow_log_probs(own, MANY), path.log_probs(model, MANY)
+    value, slope = measure_errors(model, packed, exact, slow)
+    own_value, own_slope = measure_errors(own, plain, exact, slow)
+    assert 0 < value <= 1.5 * own_value
+    assert 0 < slope <= 1.5 * own_slope
 
 
 def test_a_fast_linear_equals_linear_and_learns_under_autocast() -> None:

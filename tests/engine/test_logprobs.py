@@ -5,16 +5,27 @@ The reference is a loop over rows, one unpadded forward each, without position i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from engine.families import (
+    N_TOKENS,
+    PAD,
+    CountedForwards,
+    branch_lists,
+    build,
+    completions,
+    gradients,
+    prompts,
+    slow_log_probs,
+    some,
+)
 from thumbtune.engine.logprobs import (
     Branch,
     completion_log_probs,
@@ -24,144 +35,13 @@ from thumbtune.engine.logprobs import (
     score_branches,
 )
 
-N_TOKENS = 40  # token ids 0 … 39 are drawn; 39 is the padding and is never drawn as content
-PAD = N_TOKENS - 1
-
-token_ids = st.integers(0, PAD - 1)
-prompts = st.lists(token_ids, min_size=1, max_size=9)
-completions = st.lists(token_ids, min_size=1, max_size=7)
-branch_lists = st.lists(st.builds(Branch, prompts, completions), min_size=1, max_size=5)
-some = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=N_TOKENS,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            pad_token_id=PAD,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-
-
-def gpt2() -> Any:
-    """Learned absolute positions: a position that counts padding is a wrong embedding."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=N_TOKENS,
-            n_positions=64,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=PAD,
-        )
-    )
-
-
-def qwen2() -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=N_TOKENS,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            pad_token_id=PAD,
-            tie_word_embeddings=True,
-        )
-    )
-
-
-def gemma2() -> Any:
-    """Soft-capped logits and attention, and every other layer sees four tokens back only."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    return Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=N_TOKENS,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            max_position_embeddings=64,
-            sliding_window=4,
-            final_logit_softcapping=3.0,
-            attn_logit_softcapping=5.0,
-            query_pre_attn_scalar=8,
-            pad_token_id=PAD,
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_implementation="eager",
-        )
-    )
-
-
-FAMILIES: dict[str, Callable[[], Any]] = {"llama": llama, "gpt2": gpt2, "qwen2": qwen2, "gemma2": gemma2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose ten times their work to threads that wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+FAMILIES = ["llama", "gpt2", "qwen2", "gemma2"]
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     """One seeded model of each family, with weights large enough that positions and windows matter."""
-    built = {}
-    with torch.random.fork_rng(devices=[]):
-        for seed, (name, build) in enumerate(FAMILIES.items()):
-            torch.manual_seed(seed)
-            model = build().eval()
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    nn.init.normal_(parameter, std=0.35)
-            built[name] = model
-    return built
-
-
-def slow_log_probs(model: Any, branches: Sequence[Branch]) -> Tensor:
-    """log π(y|x), one row at a time, one token at a time, nothing padded."""
-    sums = []
-    for prompt_ids, completion_ids in branches:
-        ids = [*prompt_ids, *completion_ids]
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-        total = logits.new_zeros(())
-        for place in range(len(prompt_ids), len(ids)):
-            scores = logits[place - 1].float()
-            total = total + scores[ids[place]] - scores.exp().sum().log()
-        sums.append(total)
-    return torch.stack(sums)
-
-
-def gradients(model: Any, log_probs: Tensor) -> dict[str, Tensor]:
-    """Gradient of a weighted sum, so that rows cannot stand in for each other."""
-    weights = torch.linspace(1, 2, len(log_probs))
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    found = torch.autograd.grad((log_probs * weights).sum(), [p for _, p in named], allow_unused=True)
-    return {name: g for (name, _), g in zip(named, found, strict=True) if g is not None}
+    return {family: build(family) for family in FAMILIES}
 
 
 # ---- the padded microbatch
@@ -176,7 +56,7 @@ def test_padding_worked_by_hand() -> None:
     assert batch["completion_mask"].tolist() == [[True, False, False], [True, True, True]]
 
 
-@given(branches=branch_lists)
+@given(branches=branch_lists())
 @settings(deadline=None)
 def test_every_token_stands_once_in_its_row_and_all_completions_start_in_one_column(
     branches: list[Branch],
@@ -193,15 +73,15 @@ def test_every_token_stands_once_in_its_row_and_all_completions_start_in_one_col
 
 def test_a_log_prob_worked_by_hand() -> None:
     # A model that gives every token the same odds: each of 3 tokens costs log 40 = 3.688879
-    model = llama()
+    model = build("llama")
     nn.init.zeros_(model.lm_head.weight)
     batch = pad_branches([Branch([1, 2], [3, 4, 5]), Branch([1], [3])], PAD)
     assert completion_log_probs(model, batch).tolist() == pytest.approx([-11.066638, -3.688879], abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@some
-@given(branches=branch_lists)
+@some(max_examples=20)
+@given(branches=branch_lists())
 def test_the_padded_path_equals_one_unpadded_row_at_a_time(
     family: str, models: dict[str, Any], branches: list[Branch]
 ) -> None:
@@ -338,7 +218,7 @@ def test_a_head_that_cannot_skip_positions_gives_the_same(models: dict[str, Any]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@some
+@some(max_examples=20)
 @given(
     few_prompts=st.lists(prompts, min_size=1, max_size=3),
     rows=st.lists(st.tuples(st.integers(0, 2), completions), min_size=1, max_size=8),
@@ -424,25 +304,3 @@ def test_dropout_is_off_while_scoring_and_on_again_after() -> None:
     with pytest.raises(KeyError), evaluating(model):
         raise KeyError
     assert model.training
-
-
-class CountedForwards:
-    """Counts a model's forwards and notes the shape of their token ids."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.shapes: list[tuple[int, ...]] = []
-
-    @property
-    def count(self) -> int:
-        return len(self.shapes)
-
-    def __enter__(self) -> CountedForwards:
-        self.hook = self.model.register_forward_pre_hook(
-            lambda module, args, kwargs: self.shapes.append(tuple(kwargs["input_ids"].shape)),
-            with_kwargs=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hook.remove()

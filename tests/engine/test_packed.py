@@ -18,6 +18,7 @@ from engine.families import (
     FAMILIES,
     PAD,
     WINDOW,
+    CountedForwards,
     assert_same,
     assert_same_gradients,
     branch_lists,
@@ -29,9 +30,7 @@ from engine.families import (
 )
 from thumbtune.engine import attention, head
 from thumbtune.engine.fast_modules import speed_up_modules
-from thumbtune.engine.logprobs import Branch
-from thumbtune.engine.packed import packed_log_probs
-from thumbtune.engine.packing import pack_branches, pack_riders
+from thumbtune.engine.logprobs import Branch, evaluating
 from thumbtune.engine.paths import PackedPath, PaddedPath, choose_path
 
 PADDED = PaddedPath(PAD, "asked for")
@@ -81,7 +80,7 @@ def free_models() -> Iterator[None]:
 
 @pytest.mark.parametrize("fast", [False, True], ids=["own modules", "fast modules"])
 @pytest.mark.parametrize("family", FAMILIES)
-@some(max_examples=6)
+@some(max_examples=12)
 @given(branches=branch_lists())
 def test_packed_equals_padded_equals_a_plain_row(family: str, fast: bool, branches: list[Branch]) -> None:
     model, path = packing(family, fast)
@@ -104,7 +103,7 @@ def test_siblings_of_one_long_prompt_have_the_gradients_of_plain_rows(family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@some(max_examples=6)
+@some(max_examples=12)
 @given(
     carried=branch_lists(),
     others=st.lists(st.tuples(st.integers(0, 5), completions), min_size=1, max_size=5),
@@ -120,6 +119,16 @@ def test_riders_equal_plain_rows(
     with torch.no_grad():
         assert_same(riding, slow_log_probs(plain(family), riders))
         assert_same(log_probs.detach(), slow_log_probs(plain(family), carried))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_kept_for_riders_takes_no_gradient(family: str) -> None:
+    model, path = packing(family)
+    _, carrier = path.carry(model, SIBLINGS)
+    store: Any = carrier.batch.keeps  # type: ignore[attr-defined]
+    assert len(store.keys_values) == model.config.num_hidden_layers
+    kept = [tensor for pair in store.keys_values.values() for tensor in pair]
+    assert not any(tensor.requires_grad for tensor in [*kept, store.last_hidden])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -241,28 +250,21 @@ def test_activation_checkpointing_changes_no_gradient_and_keeps_no_prompts(
     model, path = packing(family)
     expected = gradients(model, path.log_probs(model, SIBLINGS))
     model = copy.deepcopy(model).train()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     forwards: list[int] = []
     model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: forwards.append(1))
-    batch = pack_branches(SIBLINGS, keep_prompts=True)
-    assert batch.keeps is not None
-    log_probs = packed_log_probs(model, batch)
-    assert len(batch.keeps.keys_values) == 2
-    assert not any(kept.requires_grad for pair in batch.keeps.keys_values.values() for kept in pair)
-    with torch.no_grad():
-        riding = packed_log_probs(model.eval(), pack_riders(RIDERS, batch, SIBLINGS))
-        assert_same(riding, slow_log_probs(plain(family), RIDERS))
-    model.train()
-    batch.keeps.close()
+    log_probs, carrier = path.carry(model, SIBLINGS)
+    with evaluating(model), torch.no_grad():
+        assert_same(carrier.ride(model, RIDERS), slow_log_probs(plain(family), RIDERS))
     n_before = len(forwards)
     # reentrant checkpoints know no torch.autograd.grad
     (log_probs * torch.linspace(1, 2, len(log_probs))).sum().backward()
     assert len(forwards) == n_before + 1  # computed again, so it was checkpointed
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert_same_gradients(found, expected)
-    assert batch.keeps.keys_values == {}
-    assert batch.keeps.last_hidden is None
+    store: Any = carrier.batch.keeps  # type: ignore[attr-defined]
+    assert (store.keys_values, store.last_hidden) == ({}, None)
 
 
 def test_a_carrier_lets_go_of_its_prompts_once_they_were_ridden() -> None:
@@ -313,14 +315,9 @@ def test_no_forward_of_the_scoring_pass_is_larger_than_the_bound_unless_one_bran
     branches: list[Branch], max_tokens: int
 ) -> None:
     model, path = packing("llama")
-    sizes: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    try:
+    with CountedForwards(model) as forwards:
         path.score(model, branches, max_tokens=max_tokens)
-    finally:
-        hook.remove()
+    sizes = [n_tokens for _, n_tokens in forwards.shapes]
     longest = max(path.count_tokens([branch]) for branch in branches)
     assert max(sizes) <= max(max_tokens, longest)
     if max_tokens >= path.count_tokens(branches):

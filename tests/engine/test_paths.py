@@ -16,8 +16,11 @@ from engine.families import (
     PAD,
     PADDED_ONLY,
     WINDOW,
+    CountedForwards,
     assert_same,
+    assert_same_gradients,
     build,
+    gradients,
     slow_log_probs,
 )
 from thumbtune.engine.logprobs import Branch
@@ -67,9 +70,13 @@ def test_a_family_that_cannot_names_what_it_has_and_runs_padded(
 ) -> None:
     model, untouched = build(family), build(family)
     assert_refused(model, PADDED_ONLY[family][1], caplog)
-    with torch.no_grad():
-        found = choose(model).log_probs(model, BRANCHES[:1])  # one row: a state knows no padding on its left
-        assert_same(found, slow_log_probs(untouched, BRANCHES[:1]))
+    path = choose(model)
+    expected = slow_log_probs(untouched, BRANCHES)
+    found = path.log_probs(model, BRANCHES)
+    assert_same(found, expected)
+    assert_same_gradients(gradients(model, found), gradients(untouched, expected))
+    for max_tokens in (1, 9, 4096):
+        assert_same(path.score(model, BRANCHES, max_tokens=max_tokens), expected)
 
 
 def test_who_asks_for_padding_gets_it_and_the_model_is_not_touched() -> None:
@@ -79,6 +86,59 @@ def test_who_asks_for_padding_gets_it_and_the_model_is_not_touched() -> None:
     assert isinstance(path, PaddedPath)
     assert "asks for it" in path.reason
     assert type(model) is kind
+
+
+@pytest.mark.parametrize("family", ["rwkv", "roberta"])
+@pytest.mark.parametrize("wanted", ["auto", "padded"])
+def test_where_padding_changes_a_model_s_numbers_each_row_has_a_forward_of_its_own(
+    family: str, wanted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(family)
+    path = choose(model, wanted)
+    assert isinstance(path, PaddedPath)
+    assert path.alone
+    assert not path.shares_prompts
+    assert "each row has a forward of its own" in path.reason
+    assert path.count_tokens(BRANCHES) == 5 + 4 + 4
+    log_probs, carrier = path.carry(model, BRANCHES)
+    expected = slow_log_probs(model, BRANCHES)
+    assert_same(log_probs, expected)
+    assert_same_gradients(gradients(model, log_probs), gradients(model, expected))
+    riders = [Branch([6], [1, 2])]
+    assert_same(carrier.ride(model, riders), slow_log_probs(model, riders))
+    seen: list[tuple[int, int]] = []
+    with CountedForwards(model) as forwards:
+        scores = path.score(model, BRANCHES, max_tokens=9, on_progress=lambda *at: seen.append(at))
+    assert_same(scores, expected)
+    assert forwards.shapes == [(1, 4), (1, 4), (1, 5)]
+    assert seen[-1] == (3, 3)
+
+
+@pytest.mark.parametrize("family", ["mamba", "qwen3-next"])
+def test_where_no_cache_can_be_shared_the_scoring_pass_encodes_each_prompt_with_its_completion(
+    family: str,
+) -> None:
+    model = build(family)
+    path = choose(model)
+    assert isinstance(path, PaddedPath)
+    assert not path.alone
+    assert not path.shares_prompts
+    assert "so each is encoded with its own" in path.reason
+    expected = slow_log_probs(model, BRANCHES)
+    with CountedForwards(model) as forwards:
+        assert_same(path.score(model, BRANCHES, max_tokens=4096), expected)
+        assert_same(path.log_probs(model, BRANCHES), expected)
+        assert_same(path.score(model, BRANCHES, max_tokens=10), expected)
+    assert forwards.shapes == [(3, 6), (3, 6), (1, 4), (2, 5)]
+    parts = [path.score(model, BRANCHES, max_tokens=10, part=(rank, 2)) for rank in range(2)]
+    assert_same(sum(parts), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
+def test_padding_serves_the_usual_families(family: str) -> None:
+    path = choose(build(family), "padded")
+    assert isinstance(path, PaddedPath)
+    assert (path.alone, path.shares_prompts) == (False, True)
 
 
 def test_attention_dropout_runs_padded(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,20 +206,30 @@ def test_a_head_that_does_more_than_its_config_tells_runs_padded(caplog: pytest.
     assert_refused(model, "other log-probs", caplog)
 
 
-def test_a_model_with_an_encoder_runs_padded(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("wanted", ["auto", "packed", "padded"])
+def test_a_model_with_an_encoder_is_refused(wanted: str) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
-    assert_refused(T5ForConditionalGeneration(config).eval(), "encoder", caplog)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    )
+    with pytest.raises(ConfigError, match="T5ForConditionalGeneration has an encoder"):
+        choose(model, wanted)
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning")
 def test_virtual_tokens_before_the_prompt_run_padded(caplog: pytest.LogCaptureFixture) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
     model = get_peft_model(build("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose(model), PaddedPath)
-    assert "LlamaForCausalLM runs padded" in caplog.text
+        path = choose(model)
+    assert isinstance(path, PaddedPath)
+    assert "LlamaForCausalLM runs padded: its adapter puts tokens of its own" in caplog.text
+    with torch.no_grad():
+        expected = slow_log_probs(model, BRANCHES)  # their distance to the prompt is not that of a padded row
+        assert_same(path.log_probs(model, BRANCHES), expected)
+        assert_same(path.score(model, BRANCHES, max_tokens=4096), expected)
 
 
 # ---- a model that takes packed batches is otherwise as it was

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.families import assert_same
 from thumbtune.engine import reference
 from thumbtune.engine.logprobs import Branch, score_branches
+from thumbtune.engine.paths import PaddedPath, choose_path
 from thumbtune.engine.reference import fingerprint_weights, reference_log_probs
 
+PADDED = PaddedPath(0, "asked for")
 BRANCHES = [Branch([1, 2, 3], [4, 5]), Branch([1, 2, 3], [6]), Branch([7], [8, 9])]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose ten times their work to threads that wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def model(loaded: Any) -> Any:
 
 
 def score(model: Any, cache: Path | None, branches: list[Branch] = BRANCHES, **changed: Any) -> Tensor:
-    return reference_log_probs(model, branches, pad_token_id=0, cache=cache, **changed)
+    return reference_log_probs(model, branches, cache=cache, **{"path": PADDED, **changed})
 
 
 def count_forwards(model: Any) -> list[int]:
@@ -126,6 +119,21 @@ def test_the_smallest_change_of_one_weight_is_another_key(model: Any, tmp_path: 
     score(model, tmp_path)
     assert len(calls) > 0
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("cut", [4096, 9])
+def test_the_packed_path_scores_the_same_branches_and_is_another_key(
+    model: Any, tmp_path: Path, cut: int
+) -> None:
+    padded = score(model, tmp_path, max_tokens=cut)
+    packed = choose_path(model, "packed", pad_token_id=0)
+    found = score(model, tmp_path, path=packed, max_tokens=cut)
+    assert_same(found, padded)
+    assert torch.equal(found, packed.score(model, BRANCHES, max_tokens=cut))
+    assert len(list(tmp_path.iterdir())) == 2
+    calls = count_forwards(model)
+    assert torch.equal(score(model, tmp_path, path=packed, max_tokens=cut), found)
+    assert calls == []
 
 
 @pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"max_tokens": 16}, {"fingerprint": "another"}])

@@ -25,6 +25,8 @@ SECONDS = 120
 
 PLAY = r'''
 os.environ.update(ENVIRONMENT)
+import thumbtune.training.config
+thumbtune.training.config.cpu_has_fast_bf16 = lambda: True  # slow will do
 from safetensors.torch import load_file
 from thumbtune.training.run import run_training
 
@@ -45,7 +47,8 @@ def shard_without_gpus():
     AcceleratorState.__init__ = init
 
 
-def start(method, rows, adapter=None, evaluated=None, reference=None, **settings):
+def start(method, rows, adapter=None, evaluated=None, reference=None, stream=False, **settings):
+    from datasets import Dataset
     from peft import LoraConfig
 
     cache = Path(FOLDER) / "cache"
@@ -53,6 +56,7 @@ def start(method, rows, adapter=None, evaluated=None, reference=None, **settings
     # AdamW divides by the gradient's size and would blow rounding up
     plain = {"optim": "sgd", "learning_rate": 0.05, "reference_cache": str(cache), "reference_max_tokens": 128}
     config = {"kto": KTOConfig, "dpo": DPOConfig}[method](**{**quiet, **plain, **settings})
+    rows = Dataset.from_list(rows).to_iterable_dataset() if stream else rows
     lora = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **adapter) if adapter else None
     kind = {"kto": KTOTrainer, "dpo": DPOTrainer}[method]
     trainer = kind(
@@ -169,7 +173,8 @@ report(**told, run=play_run(), full_disk=play_full_disk(), interrupted=play_inte
 PLAY_PARTS = """
 shard_without_gpus()
 told = {name: play(name, case) for name, case in CASES.items()}
-told["resumed full"] = play_resumed("resumed full", **SHARDED)
+in_parts = {"fsdp": True, "fsdp_config": {**SHARDED["fsdp_config"], "state_dict_type": "SHARDED_STATE_DICT"}}
+told["resumed full"] = play_resumed("resumed full", **in_parts)
 told["resumed lora"] = play_resumed("resumed lora", adapter={"target_modules": "all-linear"}, **SHARDED)
 report(**told)
 """
@@ -220,6 +225,11 @@ def check_same_run(one: Any, two: list[Any], folder_of_one: Path, folder_of_two:
     main, other = two
     assert [numbers(log) for log in main["logs"]] == [numbers(log) for log in other["logs"]]
     assert len(one["logs"]) == len(main["logs"]) > 1
+    if "bf16" in folder_of_one.name:
+        for name in ("loss", "z0"):
+            expected = [log[name] for log in one["logs"]]
+            assert [log[name] for log in main["logs"]] == pytest.approx(expected, abs=0.02)
+        return
     for alone, shared in zip(one["logs"], main["logs"], strict=True):
         assert numbers(shared) == pytest.approx(numbers(alone), rel=1e-5, abs=1e-5)
     for alone, mine, theirs in zip(one["rows"], main["rows"], other["rows"], strict=True):
@@ -265,6 +275,8 @@ BY_COUNT = {"per_device_train_batch_size": 2, "microbatches": 2, "num_train_epoc
 """17 rows: batches of 8, 8 and 1, the last of which leaves one rank without a row."""
 AT_ONCE = {"per_device_train_batch_size": 4, "num_train_epochs": 2}
 BY_TOKENS = {"per_device_train_batch_size": 4, "max_tokens_per_microbatch": 110, "num_train_epochs": 2}
+WINDOWS = {"per_device_train_batch_size": 2, "stream_window_rows": 8, "max_steps": 6}
+MOVING = {"per_device_train_batch_size": 2, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
 ONE_EACH = {"per_device_train_batch_size": 1, "max_steps": 4}
 """Each rank has one row of one class."""
 
@@ -277,6 +289,9 @@ CASES: dict[str, dict[str, Any]] = {
     "kto full packed one each": {"method": "kto", "engine": "packed", **ONE_EACH},
     "kto full packed of one token": {"method": "kto", "engine": "packed", "one_token": True, **AT_ONCE},
     "kto lora packed with ref_model": {"method": "kto", "adapter": LORA, "reference": True, **BY_COUNT},
+    "kto lora packed as a stream": {"method": "kto", "adapter": LORA, "stream": True, **WINDOWS},
+    "kto full packed with moving reference": {"method": "kto", "sync_ref_model": True, **MOVING},
+    "kto lora packed in bf16": {"method": "kto", "adapter": LORA, "bf16": True, **AT_ONCE},
     "dpo full padded by count": {"method": "dpo", "engine": "padded", **BY_COUNT},
     "dpo lora packed by tokens": {"method": "dpo", "engine": "packed", "adapter": LORA, **BY_TOKENS},
 }
@@ -291,6 +306,8 @@ SHARDED_CASES = [
     "kto full padded by tokens",
     "kto full packed of one token",
     "kto lora packed with ref_model",
+    "kto lora packed in bf16",
+    "kto lora packed as a stream",
     "dpo lora packed by tokens",
 ]
 
@@ -380,6 +397,10 @@ def test_a_resumed_run_of_two_processes_is_the_unbroken_one_bit_for_bit(plays: P
         resumed = load_weights(folder / f"{kind} from {step}" / "saved")
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list(folder.glob("*/.saving-*"))
+    if (
+        kind == "resumed full"
+    ):  # each process writes its part of a checkpoint; the result is whole all the same
+        assert len(list(folder.glob(f"{kind} from None/checkpoint-2/pytorch_model_fsdp_0/*.distcp"))) == 2
 
 
 def test_the_main_process_alone_reports_and_writes_and_a_finished_run_is_read_by_all(plays: Plays) -> None:

@@ -11,11 +11,14 @@ gives the numbers of the class's own forward; so no list of families has to be k
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _TRIAL_TOLERANCE = 1e-5
 
@@ -34,7 +37,11 @@ def speed_up_modules(model: nn.Module) -> dict[str, int]:
 
 
 def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The parameter in `dtype`, converted once per change of it; gradients come back in its own precision."""
+    """The parameter in `dtype`, converted once per change of it; gradients come back in its own precision.
+
+    A change is an optimizer's step, an operation in place that autograd sees, or new data. One in place through
+    `.data` shows nowhere: `drop_low_precision_copies` then.
+    """
     if parameter is None or parameter.dtype == dtype:
         return parameter
     return _Copy.apply(parameter, dtype)
@@ -42,17 +49,33 @@ def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor |
 
 def drop_low_precision_copies(model: nn.Module) -> None:
     """Free the copies, as when training is over."""
-    for parameter in model.parameters():
+    _forget(model.parameters())
+
+
+def _forget(parameters: Iterable[Tensor]) -> None:
+    for parameter in parameters:
         parameter.__dict__.pop("_low_precision", None)
+
+
+@lru_cache(maxsize=1)
+def _watch_optimizers() -> None:
+    """Forget copies with each optimizer step: fused ones and those of bitsandbytes change weights without a version."""
+
+    def forget_trained(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        _forget(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+    register_optimizer_step_post_hook(forget_trained)
 
 
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        _watch_optimizers()
         ctx.dtype = parameter.dtype
+        state = (parameter._version, parameter.data_ptr(), dtype)
         held = getattr(parameter, "_low_precision", None)
-        if held is None or held[0] != parameter._version or held[1].dtype != dtype:
-            held = (parameter._version, parameter.detach().to(dtype))
+        if held is None or held[0] != state:
+            held = (state, parameter.detach().to(dtype))
             parameter._low_precision = held  # type: ignore[attr-defined]
         return held[1].view_as(held[1])
 
@@ -168,6 +191,8 @@ class _GatedDown(torch.autograd.Function):
 
 def _find_twin(module: nn.Module, trials: dict[Any, type | None]) -> type | None:
     kind = type(module)
+    if isinstance(module, _TWINS):
+        return None
     if kind is nn.Linear:
         return _derive(FastLinear, kind, trials)
     if kind.__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
@@ -230,6 +255,17 @@ class FastLoraLinear:
                 low_precision_copy(self.lora_B[name].weight, dtype),  # type: ignore[attr-defined]
                 self.scaling[name],  # type: ignore[attr-defined]
             )
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        super().merge(*args, **kwargs)  # type: ignore[misc]
+        _forget(self.base_layer.parameters())  # type: ignore[attr-defined]
+
+    def unmerge(self) -> None:
+        super().unmerge()  # type: ignore[misc]
+        _forget(self.base_layer.parameters())  # type: ignore[attr-defined]
+
+
+_TWINS = (FastLinear, FastRMSNorm, FastGatedMLP, FastLoraLinear)
 
 
 def _is_plain_lora(layer: Any, adapters: list[str]) -> bool:

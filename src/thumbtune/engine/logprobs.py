@@ -88,7 +88,7 @@ def score_branches(
     scores = torch.zeros(len(branches))
     done = 0
     with evaluating(model):
-        for members in list(_chunk_by_prompt(branches, max_tokens))[first::step]:
+        for members in list(chunk_by_prompt(branches, max_tokens))[first::step]:
             chunk = [branches[index] for index in members]
             scores[members] = _score_chunk(model, chunk, pad_token_id).cpu()
             done += len(members)
@@ -115,7 +115,7 @@ def forward_logits(model: Any, *, keep: int, **inputs: Any) -> Any:
     """The model's own forward, with the head on the last `keep` positions where it knows how."""
     accepted = _forward_parameters(model)
     if "position_ids" not in accepted:
-        inputs.pop("position_ids")
+        inputs.pop("position_ids", None)
     if "logits_to_keep" in accepted:
         return model(**inputs, logits_to_keep=keep)
     output = model(**inputs)
@@ -172,7 +172,7 @@ def _sum_token_log_probs(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor
     return nats.masked_fill(~mask, 0.0).sum(-1)
 
 
-def _chunk_by_prompt(branches: Sequence[Branch], max_tokens: int) -> Iterator[list[int]]:
+def chunk_by_prompt(branches: Sequence[Branch], max_tokens: int) -> Iterator[list[int]]:
     """Indices of branches, prompts kept together and of like length, at most `max_tokens` padded tokens a chunk."""
     order = sorted(
         range(len(branches)),

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from thumbtune.engine.attention import NotPackable, install_packed_attention
-from thumbtune.engine.fast_modules import autocast_dtype, low_precision_copy
+from thumbtune.engine.fast_modules import FastLinear, autocast_dtype, low_precision_copy
 from thumbtune.engine.head import Head, describe_head, token_log_probs
-from thumbtune.engine.logprobs import Branch
+from thumbtune.engine.logprobs import evaluating
 from thumbtune.engine.packing import PackedBatch, pack_branches, pack_riders
 from thumbtune.engine.ranks import call_as_forward, is_sharded
+from thumbtune.engine.trial import find_difference, make_trial, plain_log_probs
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -37,6 +38,8 @@ def enable_packing(model: Any, *, tried: bool = False) -> None:
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     _refuse_adapted_head(causal)
+    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        raise NotPackable("its adapter puts tokens of its own before the prompt")
     if isinstance(causal, _TakesPackedBatches):
         return
     _refuse_impossible(causal)
@@ -75,7 +78,8 @@ class _TakesPackedBatches:
 
 def _score_tokens(head: Any, targets: Tensor, kind: Head, hidden: Tensor) -> Tensor:  # (C,) float32, nats
     dtype = autocast_dtype(hidden) or hidden.dtype
-    keep = _convert if is_sharded(head) else low_precision_copy  # a sharded weight changes without saying so
+    # the weight of a module that is not ours may change without saying so
+    keep = low_precision_copy if isinstance(head, FastLinear) else _convert
     return token_log_probs(
         hidden.to(dtype),
         keep(head.weight, dtype),  # type: ignore[arg-type]
@@ -138,12 +142,13 @@ def _refuse_adapted_head(causal: Any) -> None:
 
 def _refuse_impossible(causal: Any) -> None:
     config = causal.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise NotPackable("it has an encoder")
     others = set(getattr(config, "layer_types", None) or []) - _ATTENTION_LAYERS
-    if others or getattr(causal, "_is_stateful", False):
-        named = f" ({', '.join(sorted(others))})" if others else ""
-        raise NotPackable(f"its layers carry a state along the row{named}")
+    if others:
+        raise NotPackable(
+            f"it has layers of another kind than attention, full or sliding ({', '.join(sorted(others))})"
+        )
+    if getattr(causal, "_is_stateful", False):
+        raise NotPackable("its layers carry a state along the row")
     backbone = getattr(causal, "base_model", None)
     if backbone is None or backbone is causal or causal.get_output_embeddings() is None:
         raise NotPackable("its head cannot be told from its body")
@@ -154,26 +159,17 @@ def _refuse_impossible(causal: Any) -> None:
 
 def _hold_against_own_forward(model: Any, causal: Any) -> None:
     """Raise `NotPackable` unless a trial gives the numbers of the model's own forward, and windows were told."""
-    branches, riders = _make_trial(causal.config.vocab_size)
+    branches, riders = make_trial(causal)
     device = next(causal.parameters()).device
-    was_training = model.training
-    model.eval()
-    _let_attention_train(causal)
-    try:
-        with torch.no_grad():
-            batch = pack_branches(branches, keep_prompts=True).to(device)
-            packed = packed_log_probs(model, batch)
-            riding = packed_log_probs(model, pack_riders(riders, batch, branches).to(device))
-            plain = torch.stack([_plain_log_prob(model, branch, device) for branch in (*branches, *riders)])
-    finally:
-        model.train(was_training)
-    difference = float((torch.cat([packed, riding]) - plain).abs().max())
-    precision = torch.finfo(next(causal.parameters()).dtype).eps
-    allowed = 64 * precision * float(plain.abs().max()) + 1e-4
-    if not difference <= allowed:
-        raise NotPackable(
-            f"a packed row gives other log-probs than its own forward (off by {difference:.2g} nats)"
-        )
+    with evaluating(model), torch.no_grad():
+        _let_attention_train(causal)
+        batch = pack_branches(branches, keep_prompts=True).to(device)
+        packed = packed_log_probs(model, batch)
+        riding = packed_log_probs(model, pack_riders(riders, batch, branches).to(device))
+        plain = plain_log_probs(model, [*branches, *riders])
+    off = find_difference(model, torch.cat([packed, riding]), plain)
+    if off is not None:
+        raise NotPackable(f"a packed row gives other log-probs than its own forward (off by {off:.2g} nats)")
     assert batch.keeps is not None
     _check_windows(causal.config, batch.keeps.windows)
 
@@ -196,23 +192,6 @@ def _check_windows(config: Any, told: dict[int, int | None]) -> None:
     for layer, kind in enumerate(kinds):
         expected = window if kind == "sliding_attention" else None
         if told.get(layer) != expected:
-            raise NotPackable(f"layer {layer} tells its attention of a window of {told.get(layer)}, not {expected}")
-
-
-def _make_trial(n_vocabulary: int) -> tuple[list[Branch], list[Branch]]:
-    """A shared prompt, a prompt alone, and riders on both; ids spread over the vocabulary."""
-    draw = torch.Generator().manual_seed(0)
-
-    def ids(n: int) -> list[int]:
-        return torch.randint(1, n_vocabulary, (n,), generator=draw).tolist()
-
-    shared, alone = ids(7), ids(5)
-    branches = [Branch(shared, ids(6)), Branch(alone, ids(9)), Branch(shared, ids(4))]
-    return branches, [Branch(shared, ids(5)), Branch(alone, ids(1))]
-
-
-def _plain_log_prob(model: Any, branch: Branch, device: torch.device) -> Tensor:
-    ids = torch.tensor([[*branch.prompt_ids, *branch.completion_ids]], device=device)
-    n_completion = len(branch.completion_ids)
-    logits = model(input_ids=ids, use_cache=False).logits[0, -n_completion - 1 : -1].float()
-    return logits.log_softmax(-1).gather(1, ids[0, -n_completion:, None]).sum()
+            raise NotPackable(
+                f"layer {layer} tells its attention of a window of {told.get(layer)}, not {expected}"
+            )

@@ -8,7 +8,7 @@ Positions count along a branch, as if it stood alone. What may attend to what is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,18 +26,21 @@ class Piece(NamedTuple):
     """Where the shared prompt stands: in this row, or in the row whose keys and values were kept."""
 
 
-@dataclass
 class PromptStore:
-    """What a forward leaves for completions that ride on its prompts: keys and values by layer, last hidden states."""
+    """What a forward leaves for completions that ride on its prompts: keys and values by layer, last hidden states.
 
-    keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By layer: (1, heads, T, head size) keys and values of the whole row, without gradient."""
-    last_hidden: Tensor | None = None
-    """(prompts, hidden) state behind each prompt's last token."""
-    windows: dict[int, int | None] = field(default_factory=dict)
-    """The sliding window that each layer attended with."""
-    closed: bool = False
-    """True once the riders have ridden: a recomputed forward keeps nothing."""
+    No dataclass: FSDP copies those on their way into a module when it casts, and what is filled in there is lost.
+    """
+
+    def __init__(self) -> None:
+        self.keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+        """By layer: (1, heads, T, head size) keys and values of the whole row, without gradient."""
+        self.last_hidden: Tensor | None = None
+        """(prompts, hidden) state behind each prompt's last token."""
+        self.windows: dict[int, int | None] = {}
+        """The sliding window that each layer attended with."""
+        self.closed = False
+        """True once the riders have ridden: a recomputed forward keeps nothing."""
 
     def close(self) -> None:
         """Let go of what was kept."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from thumbtune.engine.attention import NotPackable
 from thumbtune.engine.logprobs import (
     Branch,
+    chunk_by_prompt,
     completion_log_probs,
     count_padded_tokens,
     evaluating,
@@ -30,6 +31,8 @@ from thumbtune.engine.logprobs import (
 from thumbtune.engine.microbatches import cut_batch
 from thumbtune.engine.packed import enable_packing, packed_log_probs
 from thumbtune.engine.packing import PackedBatch, count_packed_tokens, pack_branches, pack_riders
+from thumbtune.engine.ranks import is_sharded
+from thumbtune.engine.trial import find_difference, make_trial, plain_log_probs
 from thumbtune.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -88,21 +91,50 @@ class LogProbPath(Protocol):
 def choose_path(model: Any, wanted: Literal["packed", "padded", "auto"], *, pad_token_id: int) -> LogProbPath:
     """The packed path if it is wanted and the model takes it, else the padded one; logged with the reason.
 
-    Raises `ConfigError` where "packed" is wanted and cannot be had.
+    Raises `ConfigError` where "packed" is wanted and cannot be had, and for models with an encoder.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"{_name_family(model)} has an encoder, and is not trained here: give a decoder-only model"
+        )
     if wanted == "padded":
-        return PaddedPath(pad_token_id, "engine='padded' asks for it")
+        return _choose_padding(model, pad_token_id, "engine='padded' asks for it")
     try:
         enable_packing(model)
     except NotPackable as refusal:
         reason = f"{_name_family(model)} runs padded: {refusal}"
         if wanted == "packed":
             raise ConfigError(f"engine='packed' cannot be had: {reason}. Leave it at 'auto'") from refusal
-        logger.warning(reason)
-        return PaddedPath(pad_token_id, reason)
-    path = PackedPath(f"{_name_family(model)} gives the same log-probs from a packed row as row by row")
-    logger.info("engine: packed, %s", path.reason)
+        path = _choose_padding(model, pad_token_id, reason)
+        logger.warning(path.reason)
+        return path
+    packed = PackedPath(f"{_name_family(model)} gives the same log-probs from a packed row as row by row")
+    logger.info("engine: packed, %s", packed.reason)
+    return packed
+
+
+def _choose_padding(model: Any, pad_token_id: int, reason: str) -> PaddedPath:
+    path = PaddedPath(pad_token_id, reason)
+    if not _gives_own_numbers(model, path.log_probs):
+        reason += "; padding would change its log-probs, so each row has a forward of its own"
+        return PaddedPath(pad_token_id, reason, alone=True, shares_prompts=False)
+    if not _gives_own_numbers(model, partial(path.score, max_tokens=4096)):
+        reason += "; it keeps no prompt that completions could share, so each is encoded with its own"
+        return PaddedPath(pad_token_id, reason, shares_prompts=False)
     return path
+
+
+@torch.no_grad()
+def _gives_own_numbers(model: Any, log_probs: Callable[[Any, Sequence[Branch]], Tensor]) -> bool:
+    """Whether a trial gives the numbers of plain forwards; where a state runs along the row, padding may change it."""
+    branches, _ = make_trial(model)
+    with evaluating(model):
+        plain = plain_log_probs(model, branches)
+        try:
+            found = log_probs(model, branches).to(plain.device)
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+            return False
+    return find_difference(model, found, plain) is None
 
 
 @dataclass(frozen=True)
@@ -122,7 +154,6 @@ class PackedPath:
         batch = pack_branches(branches, keep_prompts=True).to(_find_device(model))
         return packed_log_probs(model, batch), _PackedCarrier(batch, branches)
 
-    @torch.no_grad()
     def score(
         self,
         model: Any,
@@ -132,16 +163,8 @@ class PackedPath:
         on_progress: OnProgress | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> Tensor:
-        first, step = part
-        scores = torch.zeros(len(branches))
-        done = 0
-        with evaluating(model):
-            for places in _cut_branches(branches, self.count_tokens, max_tokens)[first::step]:
-                scores[places] = self.log_probs(model, [branches[place] for place in places]).cpu()
-                done += len(places)
-                if on_progress is not None:
-                    on_progress(min(done * step, len(branches)), len(branches))
-        return scores
+        cuts = _cut_branches(branches, self.count_tokens, max_tokens)
+        return _score_in_cuts(self, model, branches, cuts, on_progress, part)
 
 
 @dataclass(frozen=True)
@@ -167,8 +190,14 @@ class PaddedPath:
     name: Literal["packed", "padded"] = "padded"
     pad_to_multiple_of: int = 1
     """Of a row's tokens in forwards with gradient."""
+    alone: bool = False
+    """Whether each row has a forward of its own, since padding changes this model's numbers."""
+    shares_prompts: bool = True
+    """Whether a prompt is scored once for all its completions."""
 
     def count_tokens(self, branches: Sequence[Branch]) -> int:
+        if self.alone:
+            return sum(len(ids) for branch in branches for ids in branch)
         return count_padded_tokens(branches, self.pad_to_multiple_of)
 
     def pad(self, branches: Sequence[Branch]) -> dict[str, Tensor]:
@@ -176,6 +205,12 @@ class PaddedPath:
         return pad_branches(branches, self.pad_token_id, self.pad_to_multiple_of)
 
     def log_probs(self, model: Any, branches: Sequence[Branch]) -> Tensor:
+        if self.alone:
+            if is_sharded(model):  # ranks would wait for each other's forwards for ever
+                raise ConfigError(
+                    f"{self.reason}. Sharded weights cannot have that: train without FSDP and ZeRO 3"
+                )
+            return plain_log_probs(model, branches)
         device = _find_device(model)
         batch = self.pad(branches)
         return completion_log_probs(model, {name: tensor.to(device) for name, tensor in batch.items()})
@@ -192,6 +227,9 @@ class PaddedPath:
         on_progress: OnProgress | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> Tensor:
+        if not self.shares_prompts:
+            cuts = list(chunk_by_prompt(branches, max_tokens))
+            return _score_in_cuts(self, model, branches, cuts, on_progress, part)
         return score_branches(
             model,
             branches,
@@ -209,6 +247,27 @@ class _PaddedCarrier:
     @torch.no_grad()
     def ride(self, model: Any, branches: Sequence[Branch]) -> Tensor:
         return self.path.log_probs(model, branches)
+
+
+@torch.no_grad()
+def _score_in_cuts(
+    path: LogProbPath,
+    model: Any,
+    branches: Sequence[Branch],
+    cuts: list[list[int]],
+    on_progress: OnProgress | None,
+    part: tuple[int, int],
+) -> Tensor:
+    first, step = part
+    scores = torch.zeros(len(branches))
+    done = 0
+    with evaluating(model):
+        for places in cuts[first::step]:
+            scores[places] = path.log_probs(model, [branches[place] for place in places]).cpu()
+            done += len(places)
+            if on_progress is not None:
+                on_progress(min(done * step, len(branches)), len(branches))
+    return scores
 
 
 def _cut_branches(

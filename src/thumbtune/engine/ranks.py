@@ -138,15 +138,6 @@ def call_as_forward(module: Any, function: Callable[[Tensor], Tensor], argument:
         del module.forward
 
 
-def reshard(model: Any) -> None:
-    """Let go of weights that FSDP keeps whole between forwards."""
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
 def local_part(parameter: Tensor) -> Tensor:
     """What this rank holds of a parameter: all of it, unless it is sharded."""
     from torch.distributed.tensor import DTensor

@@ -62,6 +62,7 @@ def build_manifest(
         "plan": dict(plan),
         "versions": package_versions(),
         "hardware": describe_hardware(),
+        "processes": {"number": config.world_size, "kind": describe_processes()},
     }
     asked_for = {key: content[key] for key in ("method", "config", "data", "model", "plan")}
     return {
@@ -164,6 +165,13 @@ def describe_hardware() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
     }
+
+
+def describe_processes() -> str:
+    """How accelerate has the processes work together: "NO", "MULTI_GPU", "FSDP" …"""
+    from accelerate import PartialState
+
+    return str(PartialState().distributed_type.value)
 
 
 def describe_determinism() -> dict[str, Any]:

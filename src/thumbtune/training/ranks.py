@@ -6,6 +6,8 @@ tested: it was not at hand.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -62,3 +64,19 @@ def load_sharded_checkpoint(trainer: Any, folder: str) -> None:
         trainer._load_from_checkpoint(folder, trainer.model_wrapped)
     trainer._load_optimizer_and_scheduler(folder)
     trainer._load_scaler(folder)
+
+
+@contextlib.contextmanager
+def saving_whole(accelerator: Any) -> Iterator[None]:
+    """Inside the block FSDP puts the weights together for saving, also where its checkpoints keep the parts."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    from torch.distributed.fsdp import StateDictType
+
+    kind, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = kind

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from thumbtune.engine.loading import load_model
-from thumbtune.engine.ranks import reshard
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import CheckpointError, ConfigError
 
@@ -64,9 +63,11 @@ class AdapterOff:
 
     @contextmanager
     def at_hand(self) -> Iterator[Any]:
+        trained = [weight for weight in self._policy().parameters() if weight.requires_grad]
         with self._policy().disable_adapter():
+            for weight in trained:  # PEFT freezes them, and FSDP notes at its first forward who is trained
+                weight.requires_grad_(True)
             yield self._whole()
-            reshard(self._policy())  # PEFT freezes the adapter meanwhile: the parts have to hear of its end
 
     def fingerprint(self) -> str:
         return fingerprint_weights(self._policy(), without="lora_")

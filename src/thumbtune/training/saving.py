@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from thumbtune.engine.ranks import Ranks, local_part
 from thumbtune.errors import TrainingError
 from thumbtune.training.checkpoints import rotate_checkpoints, staged_checkpoint
 from thumbtune.training.model_card import finish_card, list_tags
+from thumbtune.training.ranks import saving_whole
 
 OWN_STATE_FILE = "thumbtune.json"
 
@@ -44,7 +46,8 @@ class SavesWhole(Trainer):
                 )
                 break
         self.ranks.fail_together(error)
-        super().save_model(output_dir, _internal_call)
+        with contextlib.nullcontext() if _internal_call else saving_whole(self.accelerator):
+            super().save_model(output_dir, _internal_call)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' card with thumbtune's tags, and how the model was trained. Takes transformers' arguments."""
