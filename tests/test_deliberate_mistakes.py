@@ -47,6 +47,13 @@ CHAT = "data/test_chat.py"
 PLAN = "engine/test_plan.py"
 LOG_PROBS = "engine/test_logprobs.py"
 REFERENCE = "engine/test_reference.py"
+ATTENTION = "engine/test_attention.py"
+PACKING = "engine/test_packing.py"
+PACKED = "engine/test_packed.py"
+HEAD = "engine/test_head.py"
+FAST = "engine/test_fast_modules.py"
+MICROBATCHES = "engine/test_microbatches.py"
+PATHS = "engine/test_paths.py"
 GENERATE = "evaluation/test_generate.py"
 TRL = "training/test_against_trl.py"
 FAULTS = "training/test_trl_faults.py"
@@ -59,6 +66,12 @@ DPO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[dpo, adapter]"
 CUT = f"{TRL}::test_a_batch_cut_into_microbatches_has_the_loss_and_gradients_of_trl_s_whole_batch"
 START = f"{TRL}::test_before_the_first_step_both_stand_at_half_the_weights"
 UNPADDED = f"{LOG_PROBS}::test_the_padded_path_equals_one_unpadded_row_at_a_time"
+EXACTLY_BEFORE = f"{PACKING}::test_each_scored_token_is_predicted_from_exactly_what_stands_before_it"
+ATTENDS = f"{ATTENTION}::test_it_equals_slow_attention_of_each_branch_value_and_gradient"
+RIDES = f"{ATTENTION}::test_riders_attend_to_what_was_kept_as_if_it_stood_before_them"
+CHECKPOINTS = f"{PACKED}::test_activation_checkpointing_changes_no_gradient_and_keeps_no_prompts"
+NAIVE_HEAD = f"{HEAD}::test_it_equals_the_naive_head_value_and_gradient"
+ALONE = f"{PATHS}::test_where_padding_changes_a_model_s_numbers_each_row_has_a_forward_of_its_own"
 SHARED = f"{LOG_PROBS}::test_shared_prompts_duplicates_and_chunks_change_nothing"
 
 MISTAKES = [
@@ -402,6 +415,244 @@ MISTAKES = [
         "branch for column in zip(*self.branches, strict=True) for branch in column",
         "branch for row in self.branches for branch in row",
         (DPO_AS_TRL,),
+    ),
+    Mistake(
+        "the references of pairs are stacked pair by pair",
+        "training/trainer.py",
+        "inputs.reference.T.flatten()",
+        "inputs.reference.flatten()",
+        (DPO_AS_TRL,),
+    ),
+    Mistake(
+        "labels stay behind when a batch is cut",
+        "training/rows.py",
+        "desirable=self.desirable[index]",
+        "desirable=self.desirable[: len(places)]",
+        (f"{CUT}[1-4]",),
+    ),
+    # ---- the packed row
+    Mistake(
+        "completions of one prompt see each other",
+        "engine/packing.py",
+        "pieces += [Piece(*spans[index], prompt=prompts[-1]) for index in indices]",
+        "pieces[-1] = Piece(start, len(ids))",
+        (f"{PACKING}::test_a_row_worked_by_hand", EXACTLY_BEFORE),
+    ),
+    Mistake(
+        "a completion sees no prompt",
+        "engine/packing.py",
+        "Piece(*spans[index], prompt=prompts[-1])",
+        "Piece(*spans[index])",
+        (f"{PACKING}::test_a_row_worked_by_hand", EXACTLY_BEFORE),
+    ),
+    Mistake(
+        "positions of completions start at zero",
+        "engine/packing.py",
+        "torch.arange(n_prompt, n_prompt + len(completion_ids))",
+        "torch.arange(len(completion_ids))",
+        (f"{PACKING}::test_a_row_worked_by_hand", EXACTLY_BEFORE),
+    ),
+    Mistake(
+        "positions go on from one completion to the next",
+        "engine/packing.py",
+        "torch.arange(n_prompt, n_prompt + len(completion_ids))",
+        "torch.arange(len(ids) - len(completion_ids), len(ids)) - start",
+        (f"{PACKING}::test_a_row_worked_by_hand", EXACTLY_BEFORE),
+    ),
+    Mistake(
+        "a token is scored from the state of its own place",
+        "engine/packing.py",
+        "states += [first_states[index], *range(starts[index], starts[index] + n_tokens - 1)]",
+        "states += range(starts[index], starts[index] + n_tokens)",
+        (f"{PACKING}::test_a_row_worked_by_hand", EXACTLY_BEFORE),
+    ),
+    Mistake(
+        "tokens are counted for another branch",
+        "engine/packing.py",
+        "owners += [index] * n_tokens",
+        "owners += [len(branches) - 1 - index] * n_tokens",
+        (f"{PACKING}::test_a_row_worked_by_hand",),
+    ),
+    Mistake(
+        "positions of riders start at zero",
+        "engine/packing.py",
+        "torch.arange(len(prompt_ids), len(prompt_ids) + len(fed))",
+        "torch.arange(len(fed))",
+        (f"{PACKING}::test_riders_worked_by_hand",),
+    ),
+    Mistake(
+        "riders are fed their last token",
+        "engine/packing.py",
+        "fed = list(completion_ids[:-1])",
+        "fed = list(completion_ids)",
+        (f"{PACKING}::test_riders_worked_by_hand",),
+    ),
+    Mistake(
+        "all ride on one prompt",
+        "engine/packing.py",
+        "pieces.append(Piece(len(ids), len(ids) + len(fed), prompt=carrier.prompts[prompt]))",
+        "pieces.append(Piece(len(ids), len(ids) + len(fed), prompt=carrier.prompts[0]))",
+        (f"{PACKING}::test_riders_worked_by_hand",),
+    ),
+    Mistake(
+        "the bound of a microbatch is ignored",
+        "engine/microbatches.py",
+        "if cost(held + part) <= max_tokens:",
+        "if cost(held) <= max_tokens:",
+        (
+            f"{MICROBATCHES}::test_a_cut_by_tokens_worked_by_hand",
+            f"{MICROBATCHES}::test_no_microbatch_exceeds_its_tokens_unless_one_row_does[packed_cost]",
+        ),
+    ),
+    # ---- its attention
+    Mistake(
+        "a query sees the token after it",
+        "engine/attention.py",
+        ".triu(first + 1)",
+        ".triu(first + 2)",
+        (ATTENDS, RIDES),
+    ),
+    Mistake(
+        "a query does not see itself",
+        "engine/attention.py",
+        ".triu(first + 1)",
+        ".triu(first)",
+        (ATTENDS, RIDES),
+    ),
+    Mistake(
+        "a window is one token too long",
+        "engine/attention.py",
+        ".tril(first - window)",
+        ".tril(first - window - 1)",
+        (ATTENDS, RIDES, f"{ATTENTION}::test_a_window_of_one_sees_itself_alone"),
+    ),
+    Mistake(
+        "a block with a window forgets that its keys start late",
+        "engine/attention.py",
+        "yield _Block(start, stop, prompt, own, position - lowest)",
+        "yield _Block(start, stop, prompt, own, position)",
+        (ATTENDS, RIDES),
+    ),
+    Mistake(
+        "the prompt's gradient is that of its last completion",
+        "engine/attention.py",
+        "target[0, :, slice(*block.prompt)] += grad[:, :n_prompt]",
+        "target[0, :, slice(*block.prompt)] = grad[:, :n_prompt]",
+        (ATTENDS,),
+    ),
+    Mistake(
+        "the slope of attention's soft cap is missing",
+        "engine/attention.py",
+        "grad_scores.mul_(slope)",
+        "pass",
+        (ATTENDS,),
+    ),
+    Mistake(
+        "the scaling is missing from the gradient of the keys",
+        "engine/attention.py",
+        "torch.bmm(grad_scores.transpose(1, 2), q).mul_(ctx.rule.scaling)",
+        "torch.bmm(grad_scores.transpose(1, 2), q)",
+        (ATTENDS,),
+    ),
+    Mistake(
+        "a recomputed forward keeps the prompts again",
+        "engine/attention.py",
+        "if packed.keeps is not None and not packed.keeps.closed:",
+        "if packed.keeps is not None:",
+        (f"{CHECKPOINTS}[llama-False]", f"{CHECKPOINTS}[llama-True]"),
+    ),
+    # ---- its head
+    Mistake(
+        "the slope of the head's soft cap is missing",
+        "engine/head.py",
+        "grad_logits.mul_(slope)",
+        "pass",
+        (NAIVE_HEAD,),
+    ),
+    Mistake(
+        "the scale of the head is missing from its gradient",
+        "engine/head.py",
+        "grad_logits.mul_(ctx.head.scale)",
+        "pass",
+        (NAIVE_HEAD,),
+    ),
+    Mistake(
+        "the head's gradient is that of its last chunk",
+        "engine/head.py",
+        "grad_weight += grad_logits.t() @ hidden[chunk]",
+        "grad_weight = grad_logits.t() @ hidden[chunk]",
+        (NAIVE_HEAD,),
+    ),
+    # ---- its modules
+    Mistake(
+        "the norm's gradient forgets that the norm moves",
+        "engine/fast_modules.py",
+        ".sub_(normed.mul_(overlap))",
+        "",
+        (f"{FAST}::test_the_norm_equals_its_naive_form_value_and_gradient[shape0]",),
+    ),
+    Mistake(
+        "a low-precision copy is never made anew",
+        "engine/fast_modules.py",
+        "if held is None or held[0] != state:",
+        "if held is None:",
+        (
+            f"{FAST}::test_a_copy_is_made_once_per_change_of_the_weight",
+            f"{FAST}::test_new_weights_behind_the_parameter_s_back_are_seen",
+        ),
+    ),
+    Mistake(
+        "kept copies outlive a change of the weight",
+        "engine/fast_modules.py",
+        "if held is None or held[0] != state:",
+        "if held is None:",
+        (f"{FAST}::test_new_weights_behind_the_parameter_s_back_are_seen",),
+    ),
+    Mistake(
+        "modules are taken without a trial",
+        "engine/fast_modules.py",
+        "return bool((own - fast).abs().max() <= _TRIAL_TOLERANCE * own.abs().max())",
+        "return True",
+        (f"{FAST}::test_one_kind_with_two_activations_is_tried_twice",),
+    ),
+    # ---- who is packed
+    Mistake(
+        "what layers tell of their windows is not looked at",
+        "engine/packed.py",
+        "if told.get(layer) != expected:",
+        "if False:",
+        (
+            f"{PATHS}::test_a_layer_that_does_not_tell_its_window_runs_padded",
+            f"{PATHS}::test_a_layer_that_tells_a_window_it_should_not_have_runs_padded",
+        ),
+    ),
+    Mistake(
+        "a layer's own mask is not looked at",
+        "engine/attention.py",
+        "if attention_mask is not None and attention_mask.numel() > 1:",
+        "if False:",
+        (f"{PATHS}::test_a_layer_with_a_mask_of_its_own_runs_padded",),
+    ),
+    Mistake(
+        "attention dropout is looked for in evaluation alone",
+        "engine/packed.py",
+        "        _let_attention_train(causal)",
+        "        pass",
+        (f"{PATHS}::test_attention_dropout_runs_padded",),
+    ),
+    Mistake(
+        "whether padding changes a model's numbers is not tried",
+        "engine/paths.py",
+        "if not _gives_own_numbers(model, path.log_probs):",
+        "if False:",
+        (f"{ALONE}[auto-rwkv]",),
+    ),
+    Mistake(
+        "prompts are kept when their riders have ridden",
+        "engine/paths.py",
+        "self.batch.keeps.close()",
+        "pass",
+        (f"{PACKED}::test_a_carrier_lets_go_of_its_prompts_once_they_were_ridden",),
     ),
 ]
 

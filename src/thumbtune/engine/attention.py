@@ -3,8 +3,8 @@
 Registered with transformers under the name of the model's own attention plus a prefix, so that a forward without a
 packed batch runs as before. On a CPU each piece is computed by plain matrix products, a block of queries at a time:
 on pieces of a few hundred tokens torch's fused CPU kernel takes twice as long, forward and backward together
-(docs/decisions/006). Scores are never kept: the backward computes them again. On a GPU `flex_attention` takes the
-same rule as a block mask.
+(docs/decisions/006). Scores are never kept: the backward computes them again. On a GPU the same products run, one piece
+after another; a kernel for all pieces at once is to come.
 
 Sliding windows and soft caps are honoured. What is not (attention sinks, learned biases, dropout) raises
 `NotPackable`, and the model runs on the padded path.
