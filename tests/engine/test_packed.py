@@ -186,7 +186,7 @@ def test_a_batch_cut_in_two_has_the_gradients_of_the_whole(
     parts = [part for part in (branches[:first], branches[first:]) if part]
     whole = gradients(model, path.log_probs(model, branches))
     cut = gradients(model, torch.cat([path.log_probs(model, part) for part in parts]))
-    assert_same_gradients(cut, whole)
+    assert_same_gradients(cut, whole, tolerance=1e-4)  # of drawn branches, as above
 
 
 @some(max_examples=15)
