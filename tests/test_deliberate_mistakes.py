@@ -72,6 +72,7 @@ RIDES = f"{ATTENTION}::test_riders_attend_to_what_was_kept_as_if_it_stood_before
 CHECKPOINTS = f"{PACKED}::test_activation_checkpointing_changes_no_gradient_and_keeps_no_prompts"
 NAIVE_HEAD = f"{HEAD}::test_it_equals_the_naive_head_value_and_gradient"
 ALONE = f"{PATHS}::test_where_padding_changes_a_model_s_numbers_each_row_has_a_forward_of_its_own"
+LORA_LAYER = f"{FAST}::test_one_lora_layer_equals_peft_s_own_value_and_gradient"
 SHARED = f"{LOG_PROBS}::test_shared_prompts_duplicates_and_chunks_change_nothing"
 
 MISTAKES = [
@@ -577,10 +578,10 @@ MISTAKES = [
         (NAIVE_HEAD,),
     ),
     Mistake(
-        "the head's gradient is that of its last chunk",
+        "the gradient of the head's weight is that of its last tile",
         "engine/head.py",
-        "grad_weight += grad_logits.t() @ hidden[chunk]",
-        "grad_weight = grad_logits.t() @ hidden[chunk]",
+        "grad_weight[columns] += product",
+        "grad_weight[columns] = product",
         (NAIVE_HEAD,),
     ),
     # ---- its modules
@@ -594,19 +595,40 @@ MISTAKES = [
     Mistake(
         "a low-precision copy is never made anew",
         "engine/fast_modules.py",
-        "if held is None or held[0] != state:",
-        "if held is None:",
+        "elif kept.state != state:",
+        "elif False:",
         (
             f"{FAST}::test_a_copy_is_made_once_per_change_of_the_weight",
             f"{FAST}::test_new_weights_behind_the_parameter_s_back_are_seen",
         ),
     ),
     Mistake(
-        "kept copies outlive a change of the weight",
+        "kept copies outlive the optimizer's step",
         "engine/fast_modules.py",
-        "if held is None or held[0] != state:",
-        "if held is None:",
-        (f"{FAST}::test_new_weights_behind_the_parameter_s_back_are_seen",),
+        "    register_optimizer_step_post_hook(outdate_trained)",
+        "    pass",
+        (f"{FAST}::test_a_step_of_the_optimizer_makes_new_low_precision_copies[fused]",),
+    ),
+    Mistake(
+        "LoRA's scaling is missing from the gradient of A",
+        "engine/fast_modules.py",
+        "grad_low = (grad @ b).mul_(ctx.scaling)",
+        "grad_low = grad @ b",
+        (f"{LORA_LAYER}[plain-False-False]",),
+    ),
+    Mistake(
+        "LoRA's scaling is missing from the gradient of B",
+        "engine/fast_modules.py",
+        "(grad.t() @ low).mul_(ctx.scaling)",
+        "(grad.t() @ low)",
+        (f"{LORA_LAYER}[plain-False-False]",),
+    ),
+    Mistake(
+        "DoRA is computed as plain LoRA",
+        "engine/fast_modules.py",
+        "and not layer.lora_variant.get(name)",
+        "and True",
+        (f"{LORA_LAYER}[dora-False-False]",),
     ),
     Mistake(
         "modules are taken without a trial",

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "records": set(),
     "preference": {"errors"},
     "data": {"errors", "records", "preference"},
-    "engine": {"errors", "records", "data"},
+    "engine": {"errors", "records", "data", "version"},
     "training": {"errors", "records", "preference", "data", "engine"},
     "evaluation": {"errors", "records", "preference", "data", "engine", "training"},
     "cli": {"errors", "records", "version", "preference", "data", "engine", "training", "evaluation"},

@@ -268,6 +268,7 @@ def test_a_copy_is_made_once_per_change_of_the_weight() -> None:
         weight += 1
     second = low_precision_copy(weight, torch.bfloat16)
     assert torch.equal(second, weight.bfloat16())
+    assert second.data_ptr() == first.data_ptr()  # written anew where it was, so memory stays in one piece
     assert low_precision_copy(weight, torch.float16).dtype == torch.float16
     assert low_precision_copy(weight, torch.float32) is weight
     assert low_precision_copy(None, torch.bfloat16) is None
@@ -370,6 +371,38 @@ def test_one_lora_layer_equals_peft_s_own_value_and_gradient(
     slow = torch.autograd.grad((expected * weights).sum(), [x, *trained[1]])
     for gradient, wanted in zip(quick, slow, strict=True):
         assert_same(gradient, wanted, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "is_taken"), [("plain", True), ("rslora", True), ("dropout", True), ("dora", False)]
+)
+def test_plain_lora_is_computed_here_and_the_rest_by_peft(
+    adapter: str, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapt("llama", **ADAPTERS[adapter])
+    path = pack(model)
+    taken: list[bool] = []
+    own = fast_modules._is_plain_lora
+    monkeypatch.setattr(fast_modules, "_is_plain_lora", lambda *given: taken.append(own(*given)) or taken[-1])
+    path.log_probs(model, BRANCHES)
+    assert taken == [is_taken] * 14
+    path.log_probs(model.train(), BRANCHES)
+    assert taken[14:] == [is_taken and adapter != "dropout"] * 14
+
+
+def test_a_float32_adapter_on_bf16_weights_computes_as_peft_does() -> None:
+    own, model = adapt("llama"), adapt("llama")
+    for adapted in (own, model):
+        adapted.base_model.model.to(torch.bfloat16)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+    speed_up_modules(model)
+    expected, found = slow_log_probs(own, BRANCHES), slow_log_probs(model, BRANCHES)
+    assert torch.equal(found, expected)
+    slow, quick = gradients(own, expected), gradients(model, found)
+    assert all(torch.equal(quick[name], slow[name]) for name in slow)
+    assert {gradient.dtype for gradient in slow.values()} == {torch.float32}
 
 
 def test_adapter_dropout_in_training_is_peft_s_own_draw_for_draw() -> None:

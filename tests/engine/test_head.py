@@ -64,7 +64,7 @@ def test_it_equals_the_naive_head_value_and_gradient(
 ) -> None:
     *inputs, targets = draw_inputs(n, size, vocabulary, bias=bias, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head_module, "CHUNK_LOGITS", chunk)
+        patch.setattr(head_module, "TILE_LOGITS", chunk)
         found = token_log_probs(*inputs, targets, head)
         exact_inputs = [x if x is None else x.detach().double().requires_grad_() for x in inputs]
         expected = naive(*exact_inputs, targets, head)
@@ -118,7 +118,7 @@ def test_a_gradient_summed_over_many_chunks_in_bf16_is_as_good_as_over_one(
     exact = weight.detach().double().requires_grad_()
     naive(hidden.double(), exact, None, targets).sum().backward()
     for chunk in (8, 2**24):
-        monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk)
+        monkeypatch.setattr(head_module, "TILE_LOGITS", chunk)
         weight.grad = None
         token_log_probs(hidden, weight, None, targets).sum().backward()
         errors[chunk] = float((weight.grad.double() - exact.grad).abs().max() / exact.grad.abs().max())
@@ -139,7 +139,7 @@ def test_no_tensor_of_all_positions_times_vocabulary_is_made(monkeypatch: pytest
                 largest = max(largest, result.numel())
             return result
 
-    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 1000)
+    monkeypatch.setattr(head_module, "TILE_LOGITS", 1000)
     hidden, weight, _, targets = draw_inputs(300, 4, 100, bias=False, seed=0)
     with Watch():
         token_log_probs(hidden, weight, None, targets).sum().backward()

@@ -237,7 +237,7 @@ def test_small_chunks_of_logits_change_nothing(family: str, monkeypatch: pytest.
     model, path = packing(family)
     expected = path.log_probs(model, SIBLINGS)
     slopes = gradients(model, expected)
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 100)  # two positions
+    monkeypatch.setattr(head, "TILE_LOGITS", 100)  # two positions
     found = path.log_probs(model, SIBLINGS)
     assert_same(found, expected)
     assert_same_gradients(gradients(model, found), slopes)

@@ -124,7 +124,11 @@ class Lab:
         folder.mkdir()
         path = folder / "script.py"
         path.write_text(_PREAMBLE + script)
-        known = {"MODEL": str(self.model_path), "ANSWER": str(folder / "answer.json")}
+        known = {
+            "MODEL": str(self.model_path),
+            "ANSWER": str(folder / "answer.json"),
+            "CACHE": str(self.folder / "cache"),  # they are forked from a server that knows of another
+        }
         process = _PROCESSES.Process(
             target=runpy.run_path, args=(str(path), {**known, **values}), daemon=True
         )
@@ -151,6 +155,7 @@ class Child:
 _PREAMBLE = """\
 import json, os, signal, sys, time
 import torch
+os.environ["THUMBTUNE_CACHE"] = CACHE
 torch.set_num_threads(1)
 from pathlib import Path
 from transformers import TrainerCallback

@@ -236,6 +236,17 @@ def test_an_explicit_reference_is_where_the_moving_one_starts(lab: Any) -> None:
     assert abs(losses(fixed)[0] - 0.5) > 1e-3
 
 
+def test_a_reference_that_cannot_pack_is_scored_padded_beside_a_policy_that_packs(lab: Any) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=260, hidden_size=16, state_size=4, num_hidden_layers=1)
+    trainer = lab.trainer(given={"ref_model": MambaForCausalLM(config).eval()}, max_steps=1)
+    trainer.train()
+    assert trainer.path.name == "packed"
+    assert abs(losses(trainer)[0] - 0.5) > 1e-3  # it is no copy of the policy
+
+
 def test_what_cannot_be_mixed_is_refused(lab: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="moves a copy of the adapter: leave ref_model out"):
         lab.trainer(adapter=lab.lora(), given={"ref_model": lab.model()}, sync_ref_model=True)

@@ -11,7 +11,7 @@ import ctypes
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_NEVER = 2**31 - 1
+_NEVER = -1
 _STEP = 64 * 2**20
 """The heap grows by so many bytes at a time."""
 

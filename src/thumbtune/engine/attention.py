@@ -214,7 +214,7 @@ def _attention_weights(
         capped = scores.mul_(rule.scaling / rule.soft_cap).tanh_()
         slope = 1 - capped.square()
         torch.add(mask, by_query, alpha=rule.soft_cap, out=by_query)
-    return scores.softmax(-1), slope
+    return torch.softmax(scores, -1, out=scores), slope
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,47 +37,66 @@ def speed_up_modules(model: nn.Module) -> dict[str, int]:
 
 
 def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The parameter in `dtype`, converted once per change of it; gradients come back in its own precision.
-
-    A change is an optimizer's step, an operation in place that autograd sees, or new data. One in place through
-    `.data` shows nowhere: `drop_low_precision_copies` then.
-    """
+    """The parameter in `dtype`, converted once per change of it; gradients come back in its own precision."""
     if parameter is None or parameter.dtype == dtype:
         return parameter
     return _Copy.apply(parameter, dtype)
 
 
+def kept_copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same without gradient. It stays in one place of memory, and is written anew when the parameter has changed.
+
+    A change is an optimizer's step, an operation in place that autograd sees, or new data. One in place through
+    `.data` shows nowhere: `drop_low_precision_copies` then.
+    """
+    if parameter.dtype == dtype:
+        return parameter.detach()
+    _watch_optimizers()
+    state = (parameter._version, parameter.data_ptr())
+    kept: _Kept | None = getattr(parameter, "_low_precision", None)
+    if kept is None or kept.copy.dtype != dtype or kept.copy.shape != parameter.shape:
+        kept = _Kept(state, parameter.detach().to(dtype))
+    elif kept.state != state:
+        kept = _Kept(state, kept.copy.copy_(parameter.detach()))
+    parameter._low_precision = kept  # type: ignore[attr-defined]
+    return kept.copy
+
+
+class _Kept(NamedTuple):
+    state: tuple[int, int] | None
+    """What the parameter was when it was copied; None once it has changed."""
+    copy: Tensor
+
+
 def drop_low_precision_copies(model: nn.Module) -> None:
     """Free the copies, as when training is over."""
-    _forget(model.parameters())
-
-
-def _forget(parameters: Iterable[Tensor]) -> None:
-    for parameter in parameters:
+    for parameter in model.parameters():
         parameter.__dict__.pop("_low_precision", None)
+
+
+def _outdate(parameters: Iterable[Tensor]) -> None:
+    for parameter in parameters:
+        kept = getattr(parameter, "_low_precision", None)
+        if kept is not None:
+            parameter._low_precision = kept._replace(state=None)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1)
 def _watch_optimizers() -> None:
-    """Forget copies with each optimizer step: fused ones and those of bitsandbytes change weights without a version."""
+    """Outdate copies at each optimizer step: fused ones and those of bitsandbytes change weights without a version."""
 
-    def forget_trained(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        _forget(parameter for group in optimizer.param_groups for parameter in group["params"])
+    def outdate_trained(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        _outdate(parameter for group in optimizer.param_groups for parameter in group["params"])
 
-    register_optimizer_step_post_hook(forget_trained)
+    register_optimizer_step_post_hook(outdate_trained)
 
 
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, dtype: torch.dtype) -> Tensor:
-        _watch_optimizers()
         ctx.dtype = parameter.dtype
-        state = (parameter._version, parameter.data_ptr(), dtype)
-        held = getattr(parameter, "_low_precision", None)
-        if held is None or held[0] != state:
-            held = (state, parameter.detach().to(dtype))
-            parameter._low_precision = held  # type: ignore[attr-defined]
-        return held[1].view_as(held[1])
+        copy = kept_copy(parameter, dtype)
+        return copy.view_as(copy)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -242,10 +261,11 @@ class FastLoraLinear:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapters = self.active_adapters  # type: ignore[attr-defined]
-        if not _is_plain_lora(self, adapters) or args or kwargs:
+        dtype = autocast_dtype(x)
+        if args or kwargs or not _is_plain_lora(self, adapters, dtype is not None):
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         base, name = self.base_layer, adapters[0]  # type: ignore[attr-defined]
-        dtype = autocast_dtype(x) or base.weight.dtype
+        dtype = dtype or base.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
             return _LoraLinear.apply(
                 x.to(dtype),
@@ -258,31 +278,30 @@ class FastLoraLinear:
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         super().merge(*args, **kwargs)  # type: ignore[misc]
-        _forget(self.base_layer.parameters())  # type: ignore[attr-defined]
+        _outdate(self.base_layer.parameters())  # type: ignore[attr-defined]
 
     def unmerge(self) -> None:
         super().unmerge()  # type: ignore[misc]
-        _forget(self.base_layer.parameters())  # type: ignore[attr-defined]
+        _outdate(self.base_layer.parameters())  # type: ignore[attr-defined]
 
 
 _TWINS = (FastLinear, FastRMSNorm, FastGatedMLP, FastLoraLinear)
 
 
-def _is_plain_lora(layer: Any, adapters: list[str]) -> bool:
+def _is_plain_lora(layer: Any, adapters: list[str], in_autocast: bool) -> bool:
     if layer.disable_adapters or layer.merged or len(adapters) != 1 or adapters[0] not in layer.lora_A:
         return False
     name = adapters[0]
     dropout = layer.lora_dropout[name]
     return (
-        type(layer.base_layer) in _LINEARS
+        (isinstance(layer.base_layer, FastLinear) or type(layer.base_layer) is nn.Linear)
         and not layer.lora_variant.get(name)
         and layer.lora_A[name].bias is None
         and layer.lora_B[name].bias is None
         and not (layer.training and getattr(dropout, "p", 0.0))
+        # a float32 adapter on bf16 weights computes in float32, unless autocast says otherwise
+        and (in_autocast or layer.lora_A[name].weight.dtype == layer.base_layer.weight.dtype)
     )
-
-
-_LINEARS: set[type] = {nn.Linear, FastLinear}
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -1,20 +1,23 @@
 """Log-probs from hidden states, without a tensor of positions × vocabulary.
 
-The head runs on completion positions alone, a chunk at a time; the backward computes each chunk's logits again.
-Log-sum-exp and gradients of the logits are float32. What a family does behind its head (scale, soft cap) is done
-here too, and told by its config; `thumbtune.engine.packed` checks it against the model's own forward.
+The head runs on completion positions alone, a tile of positions × vocabulary at a time, small enough for a CPU's
+cache; the backward computes each tile's logits again. Log-sum-exp and gradients of the logits are float32, and so is
+every sum over tiles. What a family does behind its head (scale, soft cap) is done here too, and told by its config;
+`thumbtune.engine.packed` checks it against the model's own forward.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_LOGITS = 2**24
-"""Logits that exist at once: 64 MiB in float32."""
+TILE_LOGITS = 2**22
+"""Logits that exist at once: 16 MiB in float32."""
 
 
 class Head(NamedTuple):
@@ -40,72 +43,109 @@ def token_log_probs(
     bias: Tensor | None,  # (V,)
     targets: Tensor,  # (C,)
     head: Head = Head(),
+    *,
+    copy: Tensor | None = None,  # (V, hidden)
 ) -> Tensor:  # (C,) float32, nats
     """log softmax(head(hidden))[target] of each position.
 
+    `copy` is the weight in the precision of `hidden`, where its own is another; the gradient is in its own.
+
     Naive equivalent: `functional.linear(hidden, weight, bias).log_softmax(-1).gather(-1, targets)`.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, targets, head)
+    copy = weight if copy is None else copy
+    return _TokenLogProbs.apply(hidden, weight, copy.detach(), bias, targets, head)
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        copy: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: Head,
     ) -> Tensor:
-        log_sums = torch.empty(len(targets), device=hidden.device)
-        chosen = torch.empty_like(log_sums)
+        chosen, total = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
+        highest = torch.full_like(total, -torch.inf)
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in _list_chunks(len(targets), len(weight)):
-                logits, _ = _compute_logits(hidden[chunk], weight, bias, head)
-                chosen[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1)
-                log_sums[chunk] = logits.logsumexp(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_sums)
-        ctx.head = head
-        return chosen - log_sums
+            for columns, rows in _list_tiles(len(targets), len(copy)):
+                logits, _ = _compute_logits(hidden[rows], copy[columns], bias, columns, head)
+                place, is_here = _locate(targets[rows], columns)
+                chosen[rows] = torch.where(is_here, logits.gather(1, place).squeeze(1), chosen[rows])
+                # relative to the highest, or a likely token's log-prob would be lost in rounding
+                higher = torch.maximum(highest[rows], logits.amax(-1))
+                total[rows] *= (highest[rows] - higher).exp_()
+                total[rows] += logits.sub_(higher[:, None]).exp_().sum(-1)
+                highest[rows] = higher
+        log_total = total.log_()
+        ctx.save_for_backward(hidden, copy, bias, targets, highest + log_total)
+        ctx.head, ctx.weight_dtype = head, weight.dtype
+        return (chosen - highest) - log_total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_sums = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        hidden, copy, bias, targets, log_sums = ctx.saved_tensors
+        needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
+        grad_weight = torch.empty_like(copy, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in _list_chunks(len(targets), len(weight)):
-                logits, slope = _compute_logits(hidden[chunk], weight, bias, ctx.head)
+            for columns, rows in _list_tiles(len(targets), len(copy)):
+                logits, slope = _compute_logits(hidden[rows], copy[columns], bias, columns, ctx.head)
+                place, is_here = _locate(targets[rows], columns)
                 # d log p_t / d logit = 1[t] − p
-                grad_logits = logits.sub_(log_sums[chunk, None]).exp_().mul_(-grad[chunk, None])
-                grad_logits.scatter_add_(1, targets[chunk, None], grad[chunk, None])
+                grad_logits = logits.sub_(log_sums[rows, None]).exp_().mul_(-grad[rows, None])
+                grad_logits.scatter_add_(1, place, (grad[rows] * is_here)[:, None])
                 if slope is not None:
                     grad_logits.mul_(slope)
                 if ctx.head.scale != 1.0:
                     grad_logits.mul_(ctx.head.scale)
                 if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
+                    grad_bias[columns] += grad_logits.sum(0)
                 grad_logits = grad_logits.to(hidden.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = grad_logits @ weight
+                    grad_hidden[rows] += grad_logits @ copy[columns]
                 if grad_weight is not None:
-                    grad_weight += grad_logits.t() @ hidden[chunk]
+                    product = grad_logits.t() @ hidden[rows]
+                    if rows.start == 0:
+                        grad_weight[columns] = product
+                    else:
+                        grad_weight[columns] += product
         return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
+            None if grad_weight is None else grad_weight.to(ctx.weight_dtype),
+            None,
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
             None,
             None,
         )
 
 
-def _list_chunks(n_positions: int, n_vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_LOGITS // n_vocabulary)
-    return [slice(start, start + size) for start in range(0, n_positions, size)]
+def _list_tiles(n_positions: int, n_vocabulary: int) -> Iterator[tuple[slice, slice]]:
+    """(columns, rows) of each tile: stretches of the vocabulary, and under each those of the positions."""
+    n_rows = min(max(n_positions, 1), math.isqrt(TILE_LOGITS))
+    n_columns = max(1, TILE_LOGITS // n_rows)
+    for first in range(0, n_vocabulary, n_columns):
+        for start in range(0, max(n_positions, 1), n_rows):
+            yield slice(first, min(first + n_columns, n_vocabulary)), slice(start, start + n_rows)
+
+
+def _locate(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:  # (rows, 1) and (rows,)
+    """Where in a tile each target stands, and whether it is there at all; where not, the place says nothing."""
+    place = targets - columns.start
+    n_columns = columns.stop - columns.start
+    return place.clamp(0, n_columns - 1)[:, None], (place >= 0) & (place < n_columns)
 
 
 def _compute_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head
-) -> tuple[Tensor, Tensor | None]:  # (chunk, V) float32 each
-    """The logits, and the slope of the soft cap where there is one."""
-    logits = functional.linear(hidden, weight, bias).float()
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, head: Head
+) -> tuple[Tensor, Tensor | None]:  # (rows, columns) float32 each
+    """A tile's logits, and the slope of the soft cap where there is one."""
+    logits = functional.linear(
+        hidden, weight, None if bias is None else bias[columns].to(hidden.dtype)
+    ).float()
     if head.scale != 1.0:
         logits = logits * head.scale
     if head.soft_cap is None:

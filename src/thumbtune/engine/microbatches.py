@@ -23,7 +23,7 @@ def cut_batch(
         line = [place for group in groups.values() for place in group]
         size = max_rows or len(line) or 1
         return [line[start : start + size] for start in range(0, len(line), size)]
-    parts = [part for group in groups.values() for part in _split(group, cost, max_tokens)]
+    parts = [part for group in groups.values() for part in split_group(group, cost, max_tokens)]
     parts.sort(key=lambda part: (-cost(part), part))  # the largest first fill best
     bins: list[list[int]] = []
     for part in parts:
@@ -36,7 +36,7 @@ def cut_batch(
     return bins
 
 
-def _split(group: list[int], cost: Cost, max_tokens: int) -> list[list[int]]:
+def split_group(group: Sequence[int], cost: Cost, max_tokens: int) -> list[list[int]]:
     """One prompt's rows, in as few parts as the bound allows."""
     parts: list[list[int]] = []
     for place in group:

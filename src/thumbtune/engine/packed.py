@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from thumbtune.engine.attention import NotPackable, install_packed_attention
-from thumbtune.engine.fast_modules import FastLinear, autocast_dtype, low_precision_copy
+from thumbtune.engine.fast_modules import FastLinear, autocast_dtype, kept_copy
 from thumbtune.engine.head import Head, describe_head, token_log_probs
 from thumbtune.engine.logprobs import evaluating
 from thumbtune.engine.packing import PackedBatch, pack_branches, pack_riders
@@ -79,18 +79,10 @@ class _TakesPackedBatches:
 def _score_tokens(head: Any, targets: Tensor, kind: Head, hidden: Tensor) -> Tensor:  # (C,) float32, nats
     dtype = autocast_dtype(hidden) or hidden.dtype
     # the weight of a module that is not ours may change without saying so
-    keep = low_precision_copy if isinstance(head, FastLinear) else _convert
+    copy = kept_copy(head.weight, dtype) if isinstance(head, FastLinear) else head.weight.to(dtype)
     return token_log_probs(
-        hidden.to(dtype),
-        keep(head.weight, dtype),  # type: ignore[arg-type]
-        keep(getattr(head, "bias", None), dtype),
-        targets,
-        kind,
+        hidden.to(dtype), head.weight, getattr(head, "bias", None), targets, kind, copy=copy
     )
-
-
-def _convert(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if parameter is None else parameter.to(dtype)
 
 
 def _compute_hidden(causal: Any, packed: PackedBatch, inputs: dict[str, Any]) -> Tensor:  # (C, hidden)

@@ -28,7 +28,7 @@ from thumbtune.engine.logprobs import (
     pad_branches,
     score_branches,
 )
-from thumbtune.engine.microbatches import cut_batch
+from thumbtune.engine.microbatches import split_group
 from thumbtune.engine.packed import enable_packing, packed_log_probs
 from thumbtune.engine.packing import PackedBatch, count_packed_tokens, pack_branches, pack_riders
 from thumbtune.engine.ranks import is_sharded
@@ -281,11 +281,10 @@ def _cut_branches(
     room = 0
     for group in members.values():
         siblings = [branches[place] for place in group]
-        for part in cut_batch(
-            [0] * len(group), cost=partial(_cost_of, siblings, count_tokens), max_tokens=max_tokens
-        ):
+        in_places = partial(_cost_of, siblings, count_tokens)
+        for part in split_group(range(len(group)), in_places, max_tokens):
             places = [group[i] for i in part]
-            cost = _cost_of(siblings, count_tokens, part)
+            cost = in_places(part)
             if cost > room:
                 cuts.append([])
                 room = max_tokens

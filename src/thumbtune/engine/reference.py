@@ -4,9 +4,9 @@ Before step 1 the policy is its own reference: full weights, a fresh adapter (wh
 adapter that was trained before all stand where they stood. So one pass before training needs no second model in
 memory; an explicit reference model is scored the same way and can be dropped afterwards.
 
-Results are keyed by content: weights, how the model uses them, precision, token ids and their order. Same key, same
-bytes, so a run that finds them cached is the run that computed them, bit for bit. A file that cannot be read whole is
-computed anew.
+Results are keyed by content: weights, how the model uses them, precision, token ids and their order, and the versions
+of what computes. Same key, same bytes, so a run that finds them cached is the run that computed them, bit for bit. A
+file that cannot be read whole is computed anew.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from thumbtune.engine.logprobs import Branch
 from thumbtune.engine.paths import LogProbPath
 from thumbtune.engine.ranks import Ranks
+from thumbtune.version import __version__
 
 
 def reference_log_probs(
@@ -51,6 +52,7 @@ def reference_log_probs(
         key = hashlib.sha256((fingerprint or fingerprint_weights(model)).encode())
         key.update(describe_forward(model).encode())
         key.update(f"/{path.name}/{precision}/{max_tokens}/{torch.get_num_threads()}".encode())
+        key.update(f"/{__version__}/{torch.__version__}".encode())
         for branch in branches:
             for ids in branch:
                 key.update(len(ids).to_bytes(8, "little"))

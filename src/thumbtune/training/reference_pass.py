@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from thumbtune.engine.loading import cache_folder
 from thumbtune.engine.logprobs import Branch
-from thumbtune.engine.paths import choose_path
+from thumbtune.engine.paths import PaddedPath, choose_path
 from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.engine.ranks import Ranks
 from thumbtune.engine.reference import reference_log_probs
@@ -117,11 +117,13 @@ class ScoresReference(Trainer):
         on_progress: Callable[[int, int], None],
     ) -> Tensor:
         cache = self.args.reference_cache
+        # another model as the reference may need padding where the policy does not
+        engine = "padded" if isinstance(self.path, PaddedPath) else "auto"
         with self.compute_loss_context_manager():
             return reference_log_probs(
                 model,
                 branches,
-                path=choose_path(model, self.path.name, pad_token_id=self.pad_token_id),
+                path=choose_path(model, engine, pad_token_id=self.pad_token_id),
                 cache=Path(cache) if cache else cache_folder() / "reference",
                 max_tokens=self.args.reference_max_tokens,
                 precision="bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "float32",
