@@ -67,6 +67,7 @@ ARMS = {
     "trl_tuned": Arm("trl", _TUNED),
     "trl_tuned_malloc": Arm("trl", _TUNED, keeps_freed_memory=True),
     "thumbtune": Arm("thumbtune"),
+    "thumbtune_together": Arm("thumbtune", {"siblings_together": True}),
     "thumbtune_small": Arm("thumbtune", {"max_tokens_per_microbatch": 512}),
     "thumbtune_checkpointed": Arm("thumbtune", {"gradient_checkpointing": True}),
 }

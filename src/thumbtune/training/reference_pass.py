@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class ScoresReference(Trainer):
     ) -> Tensor:
         cache = self.args.reference_cache
         # another model as the reference may need padding where the policy does not
-        engine = "padded" if isinstance(self.path, PaddedPath) else "auto"
+        engine: Literal["padded", "auto"] = "padded" if isinstance(self.path, PaddedPath) else "auto"
         with self.compute_loss_context_manager():
             return reference_log_probs(
                 model,
