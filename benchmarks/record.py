@@ -1,9 +1,11 @@
 """Run the engine's benchmarks and write down what they gave: machine, versions, commands and tables in RESULTS.md.
 
-Each benchmark is a command of its own, whose standard output is the record. One that fails is written down as failed,
-and the exit status is 1.
+Each benchmark is a command of its own, whose standard output is the record. What the file holds of other commands
+stays, each with its date and commit, while machine and versions are the same; on others it starts anew. One that fails
+is written down as failed, and the exit status is 1.
 
     python benchmarks/record.py [--only parity,kto_step] [--quick] [--out benchmarks/RESULTS.md]
+    python benchmarks/record.py --command "kto_step.py --workload short --rows 16 --rounds 1"
 """
 
 from __future__ import annotations
@@ -26,14 +28,13 @@ import torch
 HERE = Path(__file__).parent
 PACKAGES = ("thumbtune", "torch", "transformers", "trl", "peft", "accelerate")
 TOLD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
-_FEWER = "--arms trl_default,trl_tuned,thumbtune --rounds 2"
 COMMANDS = (
     "parity.py",
     "parity.py --shape lora",
-    "kto_step.py --workload mixed --shape full --rows 32",
-    f"kto_step.py --workload mixed --shape lora --rows 32 {_FEWER}",
-    f"kto_step.py --workload long_prompt --shape full --rows 16 {_FEWER}",
-    f"kto_step.py --workload siblings --shape full --rows 32 {_FEWER}",
+    "kto_step.py --workload mixed --shape full",
+    "kto_step.py --workload mixed --shape lora",
+    "kto_step.py --workload long_prompt --rows 32 --arms trl_default,trl_tuned,thumbtune",
+    "kto_step.py --workload siblings --rows 32 --arms trl_default,trl_tuned,thumbtune,thumbtune_together",
     "precision.py",
     "scaling.py",
 )
@@ -49,9 +50,25 @@ class Ran(NamedTuple):
     """A command, and what came of it."""
 
     command: str
-    minutes: float
     output: str
     failed: bool
+    minutes: float
+    commit: str
+    date: datetime
+
+    def to_markdown(self) -> str:
+        lines = [
+            f"{_HEADING}{self.command}`",
+            "",
+            f"{self.date:%Y-%m-%d %H:%M} UTC, commit {self.commit}, {self.minutes:.1f} minutes."
+            + (" **It failed.**" if self.failed else ""),
+            "",
+            self.output or "Nothing was printed.",
+        ]
+        return "\n".join(lines)
+
+
+_HEADING = "## `python benchmarks/"
 
 
 def run_command(command: str) -> Ran:
@@ -60,7 +77,19 @@ def run_command(command: str) -> Ran:
     started = time.perf_counter()
     script, *options = shlex.split(command)
     done = subprocess.run([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE, text=True)
-    return Ran(command, (time.perf_counter() - started) / 60, done.stdout.strip(), done.returncode != 0)
+    minutes = (time.perf_counter() - started) / 60
+    return Ran(command, done.stdout.strip(), done.returncode != 0, minutes, read_commit(), datetime.now(UTC))
+
+
+def read_commit() -> str:
+    """The commit that is checked out, with "and changes" where the tree has some."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty= and changes"], cwd=HERE, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return told.stdout.strip() or "unknown"
 
 
 def describe_machine() -> list[str]:
@@ -90,20 +119,17 @@ def _name_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def write_results(ran: list[Ran], out: Path) -> None:
-    """The whole record as Markdown."""
-    lines = [
-        "# What the benchmarks gave",
-        "",
-        f"Written by `benchmarks/record.py`, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Do not edit by hand.",
-        "",
-        *describe_machine(),
-    ]
-    for one in ran:
-        failed = " **It failed.**" if one.failed else ""
-        lines += ["", f"## `python benchmarks/{one.command}`", "", f"{one.minutes:.1f} minutes.{failed}", ""]
-        lines += [one.output or "Nothing was printed."]
-    out.write_text("\n".join(lines) + "\n")
+def add_result(one: Ran, out: Path) -> None:
+    """Write one command's result into the record, in place of the one that it holds of this command."""
+    title = ["# What the benchmarks gave", "", "Written by `benchmarks/record.py`. Do not edit by hand.", ""]
+    head = "\n".join([*title, *describe_machine()])
+    sections = {one.command: one.to_markdown()}
+    if out.is_file():
+        held_head, *held = out.read_text().rstrip("\n").split(f"\n\n{_HEADING}")
+        if held_head == head:
+            held_sections = {section.split("`", 1)[0]: _HEADING + section for section in held}
+            sections = held_sections | sections
+    out.write_text("\n\n".join([head, *sections.values()]) + "\n")
 
 
 def choose_commands(quick: bool, only: str | None) -> list[str]:
@@ -116,14 +142,17 @@ def choose_commands(quick: bool, only: str | None) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="names of scripts, with commas")
+    parser.add_argument("--command", help="one command of your own, such as 'parity.py --steps 3'")
     parser.add_argument("--quick", action="store_true", help="minutes, to see that all of them run")
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
     arguments = parser.parse_args()
-    ran: list[Ran] = []
-    for command in choose_commands(arguments.quick, arguments.only):
-        ran.append(run_command(command))
-        write_results(ran, arguments.out)  # as it goes, so that a run cut short leaves what it has
-    sys.exit(any(one.failed for one in ran))
+    commands = [arguments.command] if arguments.command else choose_commands(arguments.quick, arguments.only)
+    failed = False
+    for command in commands:
+        ran = run_command(command)
+        add_result(ran, arguments.out)
+        failed |= ran.failed
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

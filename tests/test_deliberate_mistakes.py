@@ -72,6 +72,7 @@ RIDES = f"{ATTENTION}::test_riders_attend_to_what_was_kept_as_if_it_stood_before
 CHECKPOINTS = f"{PACKED}::test_activation_checkpointing_changes_no_gradient_and_keeps_no_prompts"
 NAIVE_HEAD = f"{HEAD}::test_it_equals_the_naive_head_value_and_gradient"
 ALONE = f"{PATHS}::test_where_padding_changes_a_model_s_numbers_each_row_has_a_forward_of_its_own"
+VARLEN = "engine/test_varlen.py::test_rows_and_riders_are_handed_over_as_they_are"
 LORA_LAYER = f"{FAST}::test_one_lora_layer_equals_peft_s_own_value_and_gradient"
 SHARED = f"{LOG_PROBS}::test_shared_prompts_duplicates_and_chunks_change_nothing"
 
@@ -583,6 +584,20 @@ MISTAKES = [
         "grad_weight[columns] += product",
         "grad_weight[columns] = product",
         (NAIVE_HEAD,),
+    ),
+    Mistake(
+        "the varlen kernel is told of a window one key too wide",
+        "engine/varlen.py",
+        "-1 if window is None else window - 1",
+        "-1 if window is None else window",
+        (VARLEN,),
+    ),
+    Mistake(
+        "the varlen kernel's keys of a rider are the first of the kept row",
+        "engine/varlen.py",
+        "torch.arange(n_kept + piece.start, n_kept + piece.stop)",
+        "torch.arange(piece.start, piece.stop)",
+        (VARLEN,),
     ),
     # ---- its modules
     Mistake(

@@ -87,6 +87,20 @@ def test_a_finished_run_is_found_and_another_one_in_its_folder_is_refused(
     run_thumbtune(*common, "--beta", "0.2", "--overwrite")
 
 
+@pytest.mark.parametrize("shape", [[], ["--full"]])
+def test_a_finished_run_is_evaluated_with_the_weights_that_it_ended_with(
+    run_thumbtune: Run, tmp_path: Path, tiny_model_path: Path, shape: list[str]
+) -> None:
+    file = write_thumbs(tmp_path / "thumbs.jsonl")
+    command = ["train", file, "--model", tiny_model_path, "--out", "run", "--max-steps", 3, "--json", *shape]
+    command += ["--learning-rate", 1e-2, "--warmup-steps", 0, "--eval", file]
+    first, again = (json.loads(run_thumbtune(*command).stdout) for _ in range(2))
+    assert (first["steps"], again["steps"]) == (3, 3)
+    assert abs(first["eval"]["eval_loss"] - 0.5) > 1e-3, "nothing was learned: the test sees nothing"
+    for name in ("eval_loss", "eval_z0", "eval_rewards/chosen", "eval_rewards/rejected"):
+        assert again["eval"][name] == pytest.approx(first["eval"][name], abs=1e-6)
+
+
 def test_dpo_learns_from_the_pairs_in_the_thumbs_and_counts_what_is_left_over(
     run_thumbtune: Run, tmp_path: Path, tiny_model_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ def train(
     eval_rows = read_rows(eval_file, label_map=labels, skip_refused=skip_refused) if eval_file else None
 
     from thumbtune.training.adapters import lora_config
-    from thumbtune.training.run import TRAINERS, remove_run, run_training
+    from thumbtune.training.run import TRAINERS, evaluate_run, remove_run, run_training
 
     speaks = training_config.process_index == 0  # of several processes the first
     quiet = as_json or not speaks
@@ -125,7 +125,7 @@ def train(
 
         result = run_training(trainer, on_progress=show)
     if result.finished and eval_rows is not None:
-        metrics = trainer.evaluate()
+        metrics = evaluate_run(trainer, result)
     else:
         metrics = {}
     if as_json and speaks:

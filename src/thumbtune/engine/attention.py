@@ -1,10 +1,10 @@
 """Attention over a packed row: each piece sees its prompt and itself, and nothing else.
 
 Registered with transformers under the name of the model's own attention plus a prefix, so that a forward without a
-packed batch runs as before. On a CPU each piece is computed by plain matrix products, a block of queries at a time:
-on pieces of a few hundred tokens torch's fused CPU kernel takes twice as long, forward and backward together
-(docs/decisions/006). Scores are never kept: the backward computes them again. On a GPU the same products run, one piece
-after another; a kernel for all pieces at once is to come.
+packed batch runs as before. A GPU takes all pieces in one kernel call (`thumbtune.engine.varlen`). On a CPU, and where
+that kernel does not fit, each piece is computed by plain matrix products, a block of queries at a time: on pieces of a
+few hundred tokens torch's fused CPU kernel takes twice as long, forward and backward together (docs/decisions/006).
+Scores are never kept: the backward computes them again.
 
 Sliding windows and soft caps are honoured. What is not (attention sinks, learned biases, dropout) raises
 `NotPackable`, and the model runs on the padded path.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from thumbtune.engine.packing import PackedBatch, Piece
+from thumbtune.engine.varlen import attend_varlen, has_varlen_kernel
 
 PREFIX = "thumbtune_"
 QUERY_BLOCK = 256
@@ -116,8 +117,10 @@ def attend_packed(
     if packed.keeps is not None and not packed.keeps.closed:
         packed.keeps.keys_values[layer] = key.detach(), value.detach()
         packed.keeps.windows[layer] = rule.window
-    kept = packed.rides_on.keys_values[layer] if packed.rides_on is not None else (None, None)
-    return _PackedAttention.apply(query, key, value, *kept, packed.pieces, rule)
+    kept = packed.rides_on.keys_values[layer] if packed.rides_on is not None else None
+    if has_varlen_kernel(query, value, rule.soft_cap):
+        return attend_varlen(query, key, value, kept, packed.pieces, scaling=rule.scaling, window=rule.window)
+    return _PackedAttention.apply(query, key, value, *(kept or (None, None)), packed.pieces, rule)
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -150,6 +153,7 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, kept_key, kept_value = ctx.saved_tensors
+        assert kept_key is None, "what rides on kept prompts takes no gradient"
         kv_heads = key.shape[1]
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)

@@ -55,6 +55,7 @@ def run_training(trainer: PreferenceTrainer, *, on_progress: OnProgress | None =
 
     Raises `ConfigError` where the folder holds another run.
     """
+    trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
     folder = Path(trainer.args.output_dir)
     manifest = trainer.build_manifest()
     ranks = trainer.ranks
@@ -67,9 +68,6 @@ def run_training(trainer: PreferenceTrainer, *, on_progress: OnProgress | None =
         trainer.on_reference_progress = lambda done, total: on_progress("reference", done, total, {})
         if ranks.is_main:
             trainer.add_callback(_ReportProgress(on_progress))
-    trainer.remove_callback(
-        PrinterCallback
-    )  # progress has one place, and standard output belongs to the caller
     started = time.monotonic()
     with PeakMemory() as memory:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -88,6 +86,16 @@ def run_training(trainer: PreferenceTrainer, *, on_progress: OnProgress | None =
     if result.finished:
         trainer.save_model(str(folder))
     return ranks.decide(lambda: _write_result(result))
+
+
+def evaluate_run(trainer: PreferenceTrainer, result: RunResult) -> dict[str, float]:
+    """The trainer's held-out rows with the weights that a run ended with, in this call or in an earlier one.
+
+    Raises `ConfigError` where an earlier one's cannot be taken up again.
+    """
+    if trainer.state.global_step != result.steps:
+        trainer.load_trained(result.folder)
+    return trainer.evaluate()
 
 
 def find_run(folder: Path, identity: str) -> RunResult | None:

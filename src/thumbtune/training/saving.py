@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer
 
 from thumbtune.engine.ranks import Ranks, local_part
-from thumbtune.errors import TrainingError
+from thumbtune.errors import ConfigError, TrainingError
 from thumbtune.training.checkpoints import rotate_checkpoints, staged_checkpoint
 from thumbtune.training.model_card import finish_card, list_tags
 from thumbtune.training.ranks import saving_whole
@@ -30,6 +30,8 @@ class SavesWhole(Trainer):
     ranks: Ranks
     reference: Any
     _is_moving: bool
+    _is_sharded: bool
+    _score_references: Any
 
     _staging: Path | None = None
     _n_tokens: int = 0
@@ -101,6 +103,20 @@ class SavesWhole(Trainer):
             state = json.loads(path.read_text())
             state["best_model_checkpoint"] = self.state.best_model_checkpoint
             path.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+    def load_trained(self, folder: str | Path) -> None:
+        """Take the weights that a run with these settings saved, to be evaluated against the reference of before it.
+
+        Raises `ConfigError` where reference or weights are more than the folder holds.
+        """
+        if self._is_moving or self._is_sharded:
+            why = "its reference moved along with it" if self._is_moving else "the weights are sharded"
+            raise ConfigError(
+                f"the run in {folder} is finished, and cannot be taken up again to be evaluated: {why}. Give its "
+                "held-out rows when it is trained"
+            )
+        self._score_references()
+        self._load_from_checkpoint(str(folder))
 
     def _save_own_state(self, checkpoint: Path, n_tokens: int) -> None:
         if not self.args.should_save:
