@@ -73,7 +73,7 @@ CHECKPOINTS = f"{PACKED}::test_activation_checkpointing_changes_no_gradient_and_
 NAIVE_HEAD = f"{HEAD}::test_it_equals_the_naive_head_value_and_gradient"
 ALONE = f"{PATHS}::test_where_padding_changes_a_model_s_numbers_each_row_has_a_forward_of_its_own"
 VARLEN = "engine/test_varlen.py::test_rows_and_riders_are_handed_over_as_they_are"
-LORA_LAYER = f"{FAST}::test_one_lora_layer_equals_peft_s_own_value_and_gradient"
+LORA_LAYER = "engine/test_fast_lora.py::test_one_lora_layer_equals_peft_s_own_value_and_gradient"
 SHARED = f"{LOG_PROBS}::test_shared_prompts_duplicates_and_chunks_change_nothing"
 
 MISTAKES = [

@@ -1,4 +1,4 @@
-"""The log-prob head against its naive equivalent: values and all gradients, whatever the chunks."""
+"""The log-prob head against its naive equivalent: values and all gradients, whatever the tiles."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def test_two_tokens_worked_by_hand() -> None:
     vocabulary=st.integers(2, 11),
     bias=st.booleans(),
     head=heads,
-    chunk=st.sampled_from([1, 25, 2**24]),
+    tile=st.sampled_from([1, 25, 2**24]),
     seed=st.integers(0, 10**6),
 )
 @settings(deadline=None)
 def test_it_equals_the_naive_head_value_and_gradient(
-    n: int, size: int, vocabulary: int, bias: bool, head: Head, chunk: int, seed: int
+    n: int, size: int, vocabulary: int, bias: bool, head: Head, tile: int, seed: int
 ) -> None:
     *inputs, targets = draw_inputs(n, size, vocabulary, bias=bias, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head_module, "TILE_LOGITS", chunk)
+        patch.setattr(head_module, "TILE_LOGITS", tile)
         found = token_log_probs(*inputs, targets, head)
         exact_inputs = [x if x is None else x.detach().double().requires_grad_() for x in inputs]
         expected = naive(*exact_inputs, targets, head)
@@ -108,20 +108,20 @@ def test_bf16_hidden_states_give_float32_log_probs_of_their_own_logits() -> None
     assert_same(found.double(), expected, tolerance=1e-6)
 
 
-def test_a_gradient_summed_over_many_chunks_in_bf16_is_as_good_as_over_one(
+def test_a_gradient_summed_over_many_tiles_in_bf16_is_as_good_as_over_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # the gradient of the weight is summed in float32, or late chunks would be rounded away
+    # the gradient of the weight is summed in float32, or late tiles would be rounded away
     hidden, weight, _, targets = draw_inputs(600, 4, 8, bias=False, seed=2)
     hidden, weight = hidden.detach().abs().bfloat16(), weight.detach().bfloat16().requires_grad_()
     errors = {}
     exact = weight.detach().double().requires_grad_()
     naive(hidden.double(), exact, None, targets).sum().backward()
-    for chunk in (8, 2**24):
-        monkeypatch.setattr(head_module, "TILE_LOGITS", chunk)
+    for tile in (8, 2**24):
+        monkeypatch.setattr(head_module, "TILE_LOGITS", tile)
         weight.grad = None
         token_log_probs(hidden, weight, None, targets).sum().backward()
-        errors[chunk] = float((weight.grad.double() - exact.grad).abs().max() / exact.grad.abs().max())
+        errors[tile] = float((weight.grad.double() - exact.grad).abs().max() / exact.grad.abs().max())
     assert errors[8] < 2 * errors[2**24] + 1e-3
     assert errors[8] < 0.01
 

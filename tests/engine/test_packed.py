@@ -233,7 +233,7 @@ def test_small_blocks_of_queries_change_nothing(
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite", "phi"])
-def test_small_chunks_of_logits_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tiles_of_logits_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = packing(family)
     expected = path.log_probs(model, SIBLINGS)
     slopes = gradients(model, expected)

@@ -247,6 +247,11 @@ def test_a_reference_that_cannot_pack_is_scored_padded_beside_a_policy_that_pack
     assert abs(losses(trainer)[0] - 0.5) > 1e-3  # it is no copy of the policy
 
 
+def test_a_finished_run_whose_reference_moved_is_not_taken_up_again(lab: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"its reference moved along with it\. Give its held-out rows when"):
+        lab.trainer(sync_ref_model=True).load_trained(tmp_path)
+
+
 def test_what_cannot_be_mixed_is_refused(lab: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="moves a copy of the adapter: leave ref_model out"):
         lab.trainer(adapter=lab.lora(), given={"ref_model": lab.model()}, sync_ref_model=True)

@@ -44,7 +44,7 @@ def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor |
 
 
 def kept_copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same without gradient. It stays in one place of memory, and is written anew when the parameter has changed.
+    """The parameter in `dtype`, without gradient: kept in one place of memory, written anew when it has changed.
 
     A change is an optimizer's step, an operation in place that autograd sees, or new data. One in place through
     `.data` shows nowhere: `drop_low_precision_copies` then.
@@ -54,12 +54,16 @@ def kept_copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     _watch_optimizers()
     state = (parameter._version, parameter.data_ptr())
     kept: _Kept | None = getattr(parameter, "_low_precision", None)
-    if kept is None or kept.copy.dtype != dtype or kept.copy.shape != parameter.shape:
+    if kept is None or _describe(kept.copy) != (dtype, parameter.device, parameter.shape):
         kept = _Kept(state, parameter.detach().to(dtype))
     elif kept.state != state:
         kept = _Kept(state, kept.copy.copy_(parameter.detach()))
     parameter._low_precision = kept  # type: ignore[attr-defined]
     return kept.copy
+
+
+def _describe(tensor: Tensor) -> tuple[torch.dtype, torch.device, torch.Size]:
+    return tensor.dtype, tensor.device, tensor.shape
 
 
 class _Kept(NamedTuple):
