@@ -40,6 +40,9 @@ class Mistake:
 
 
 LOSSES = "preference/test_losses.py"
+PAIR_LOSSES = "preference/test_pair_losses.py"
+NOISE = "preference/test_label_noise.py"
+METHODS = "training/test_methods.py"
 POINT = "preference/test_reference_point.py"
 PROSPECT = "preference/test_prospect.py"
 METRICS = "preference/test_preference_metrics.py"
@@ -60,7 +63,7 @@ FAULTS = "training/test_trl_faults.py"
 STORAGE = "training/test_token_storage.py"
 
 KTO_BY_HAND = f"{LOSSES}::test_kto_of_one_thumb_up_and_one_thumb_down_worked_by_hand"
-DPO_BY_HAND = f"{LOSSES}::test_dpo_worked_by_hand"
+DPO_BY_HAND = f"{PAIR_LOSSES}::test_dpo_worked_by_hand"
 KTO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[kto, adapter]"
 DPO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[dpo, adapter]"
 CUT = f"{TRL}::test_a_batch_cut_into_microbatches_has_the_loss_and_gradients_of_trl_s_whole_batch"
@@ -125,9 +128,9 @@ MISTAKES = [
     ),
     Mistake(
         "beta is missing from DPO",
-        "preference/losses.py",
-        "margin = beta * (",
-        "margin = (",
+        "preference/pair_losses.py",
+        "_logistic_loss(beta * (chosen_log_ratio - rejected_log_ratio), label_smoothing)",
+        "_logistic_loss(chosen_log_ratio - rejected_log_ratio, label_smoothing)",
         (DPO_BY_HAND,),
     ),
     Mistake(
@@ -149,17 +152,104 @@ MISTAKES = [
     ),
     Mistake(
         "DPO prefers the rejected completion",
-        "preference/losses.py",
-        "(chosen_log_ratio - rejected_log_ratio)",
-        "(rejected_log_ratio - chosen_log_ratio)",
+        "preference/pair_losses.py",
+        "beta * (chosen_log_ratio - rejected_log_ratio)",
+        "beta * (rejected_log_ratio - chosen_log_ratio)",
         (DPO_BY_HAND,),
     ),
     Mistake(
         "label smoothing smooths nothing",
-        "preference/losses.py",
-        "        -margin\n",
-        "        margin\n",
+        "preference/pair_losses.py",
+        "functional.logsigmoid(-margin)",
+        "functional.logsigmoid(margin)",
         (DPO_BY_HAND,),
+    ),
+    Mistake(
+        "IPO aims at half its margin",
+        "preference/pair_losses.py",
+        "1 / (2 * beta)",
+        "1 / (4 * beta)",
+        (
+            f"{PAIR_LOSSES}::test_ipo_worked_by_hand",
+            f"{TRL}::test_the_family_s_losses_and_gradients_equal_trl_s[ipo-adapter]",
+        ),
+    ),
+    Mistake(
+        "IPO sums where it should average",
+        "training/methods.py",
+        "*(scores.log_ratio / scores.n_tokens).chunk(2), beta=config.beta",
+        "*_ratios(scores), beta=config.beta",
+        (f"{TRL}::test_the_family_s_losses_and_gradients_equal_trl_s[ipo-adapter]",),
+    ),
+    Mistake(
+        "SimPO's margin helps instead of asking",
+        "preference/pair_losses.py",
+        "rejected_mean_log_prob) - gamma",
+        "rejected_mean_log_prob) + gamma",
+        (f"{PAIR_LOSSES}::test_simpo_worked_by_hand",),
+    ),
+    Mistake(
+        "APO-zero pushes rejected completions up",
+        "preference/pair_losses.py",
+        "torch.sigmoid(beta * rejected_log_ratio)",
+        "torch.sigmoid(-beta * rejected_log_ratio)",
+        (f"{PAIR_LOSSES}::test_apo_zero_worked_by_hand",),
+    ),
+    Mistake(
+        "BCO on pairs likes rejected completions",
+        "preference/pair_losses.py",
+        "functional.logsigmoid(-beta * rejected_log_ratio)",
+        "functional.logsigmoid(beta * rejected_log_ratio)",
+        (f"{PAIR_LOSSES}::test_bco_on_pairs_worked_by_hand",),
+    ),
+    Mistake(
+        "ORPO compares probabilities instead of odds",
+        "preference/pair_losses.py",
+        "return log_prob - torch.where(is_near, near, far)",
+        "return log_prob",
+        (f"{PAIR_LOSSES}::test_the_odds_ratio_worked_by_hand",),
+    ),
+    Mistake(
+        "the likelihood is per microbatch",
+        "training/trainer.py",
+        "if mean_chosen_tokens is None:  # in evaluation the microbatch is the whole batch",
+        "if True:",
+        (f"{METHODS}::test_neither_the_cut_nor_the_engine_changes_a_step[adapter-rpo]",),
+    ),
+    Mistake(
+        "the log-sigmoid value has its sign flipped",
+        "preference/losses.py",
+        "functional.logsigmoid(sign * beta",
+        "functional.logsigmoid(-sign * beta",
+        (f"{LOSSES}::test_the_log_sigmoid_value_worked_by_hand",),
+    ),
+    Mistake(
+        "flip rates of the classes are swapped",
+        "preference/label_noise.py",
+        "own = torch.where(desirable, desirable_flip_rate, undesirable_flip_rate)",
+        "own = torch.where(desirable, undesirable_flip_rate, desirable_flip_rate)",
+        (f"{NOISE}::test_the_correction_worked_by_hand",),
+    ),
+    Mistake(
+        "a row's weight is dropped",
+        "training/trainer.py",
+        "self.method.loss(self.args, scores) * inputs.weights",
+        "self.method.loss(self.args, scores)",
+        (f"{METHODS}::test_a_row_of_twice_the_weight_counts_as_two_rows",),
+    ),
+    Mistake(
+        "a resumed run forgets the average of its zero",
+        "training/saving.py",
+        'self._moving_point.value = state.get("reference_point")',
+        "pass",
+        (f"{METHODS}::test_averages_of_the_zero_follow_the_batches_and_survive_a_checkpoint",),
+    ),
+    Mistake(
+        "a reference-free method has a reference after all",
+        "training/reference_pass.py",
+        "return batch.without_reference()",
+        "return batch",
+        (f"{METHODS}::test_without_a_reference_there_is_no_reference_pass[simpo]",),
     ),
     Mistake(
         "loss aversion weighs gains",
@@ -179,22 +269,22 @@ MISTAKES = [
     Mistake(
         "z0 is not clamped at zero",
         "preference/reference_point.py",
-        ".mean().clamp(min=0)",
-        ".mean()",
+        "estimate_uniform_reference_point(mismatched_log_ratio).clamp(min=0)",
+        "estimate_uniform_reference_point(mismatched_log_ratio)",
         (f"{POINT}::test_a_negative_mean_is_clamped_at_zero_and_single_negatives_are_not",),
     ),
     Mistake(
         "z0 clamps each completion instead of the mean",
         "preference/reference_point.py",
-        ".mean().clamp(min=0)",
-        ".clamp(min=0).mean()",
+        "estimate_uniform_reference_point(mismatched_log_ratio).clamp(min=0)",
+        "estimate_uniform_reference_point(mismatched_log_ratio.clamp(min=0))",
         (f"{POINT}::test_a_negative_mean_is_clamped_at_zero_and_single_negatives_are_not",),
     ),
     Mistake(
         "z0 takes a gradient",
         "preference/reference_point.py",
-        ".detach().float()",
-        ".float()",
+        "mismatched_log_prob.detach().float()",
+        "mismatched_log_prob.float()",
         (f"{POINT}::test_it_takes_no_gradient",),
     ),
     Mistake(
@@ -407,8 +497,8 @@ MISTAKES = [
     Mistake(
         "chosen and rejected are swapped on the way to DPO",
         "training/methods.py",
-        "chosen, rejected = log_ratio.chunk(2)",
-        "rejected, chosen = log_ratio.chunk(2)",
+        "return scores.log_ratio.chunk(2)",
+        "return scores.log_ratio.chunk(2)[::-1]",
         (DPO_AS_TRL,),
     ),
     Mistake(

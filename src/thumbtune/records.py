@@ -29,6 +29,8 @@ class Example:
     """Further arguments for the chat template."""
     finished: bool = True
     """False where a token limit cut the completion: its end of turn was never said, so it is not learned from."""
+    weight: float = 1.0
+    """How much the row's loss counts, above 0: by age, by how sure the label is, by who voted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Pair:
     chat_template_kwargs: Mapping[str, Any] | None = None
     chosen_finished: bool = True
     rejected_finished: bool = True
+    weight: float = 1.0
 
 
 def text_key(text: Text) -> str:

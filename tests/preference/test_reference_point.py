@@ -7,7 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thumbtune.preference.reference_point import estimate_reference_point
+from thumbtune.preference.reference_point import (
+    MovingAverage,
+    estimate_class_middle,
+    estimate_reference_point,
+    estimate_uniform_reference_point,
+)
 
 batches = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40)
 
@@ -58,3 +63,23 @@ def test_the_mean_of_microbatch_estimates_is_another_number() -> None:
     halves = [estimate_reference_point(torch.tensor([value])) for value in (2.0, -6.0)]
     assert float(sum(halves) / 2) == 1.0
     assert float(estimate_reference_point(torch.tensor([2.0, -6.0]))) == 0.0
+
+
+def test_under_a_uniform_reference_nothing_is_clamped() -> None:
+    # (−30 − 10) / 2 = −20
+    assert float(estimate_uniform_reference_point(torch.tensor([-30.0, -10.0]))) == -20.0
+    assert float(estimate_uniform_reference_point(torch.tensor([]))) == 0.0
+
+
+def test_the_middle_of_the_classes_does_not_depend_on_how_many_each_has() -> None:
+    # 👍: 4; 👎: (−2 + 0 − 4) / 3 = −2; middle 1, where the mean of all is −0.5
+    log_ratio, labels = torch.tensor([4.0, -2.0, 0.0, -4.0]), torch.tensor([True, False, False, False])
+    assert float(estimate_class_middle(log_ratio, labels)) == 1.0
+    assert float(estimate_class_middle(log_ratio[1:], labels[1:])) == -2.0
+    assert float(estimate_class_middle(log_ratio[:0], labels[:0])) == 0.0
+
+
+def test_a_moving_average_starts_at_the_first_value_and_forgets() -> None:
+    # decay 0.75: 4; 0.75 × 4 + 0.25 × 8 = 5; 0.75 × 5 + 0.25 × 1 = 4
+    average = MovingAverage(0.75)
+    assert [average.update(value) for value in (4.0, 8.0, 1.0)] == [4.0, 5.0, 4.0]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PRELOADED = ["torch", "peft", "transformers.trainer", "thumbtune.training.trainer"]
+_PRELOADED = ["torch", "peft", "transformers.trainer", "thumbtune.training.trainers"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,12 +88,11 @@ class Lab:
         ]
 
     def config(self, method: str = "kto", **settings: Any) -> Any:
-        from thumbtune import DPOConfig, KTOConfig
+        from thumbtune.training.settings import CONFIGS
 
         quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
         short = {"learning_rate": 1e-2, "logging_steps": 1, "per_device_train_batch_size": 4}
-        kind = {"kto": KTOConfig, "dpo": DPOConfig}[method]
-        return kind(**{"output_dir": str(self.folder / "run"), **quiet, **short, **settings})
+        return CONFIGS[method](**{"output_dir": str(self.folder / "run"), **quiet, **short, **settings})
 
     def trainer(
         self,
@@ -106,12 +105,12 @@ class Lab:
         **settings: Any,
     ) -> Any:
         """A trainer of the method; `given` goes to the trainer, `settings` to its config."""
-        from thumbtune import DPOTrainer, KTOTrainer
+        from thumbtune.training.methods import METHODS
+        from thumbtune.training.trainers import TRAINERS
 
         if rows is None:
-            rows = self.thumbs(8) if method == "kto" else self.pairs(8)
-        kind = {"kto": KTOTrainer, "dpo": DPOTrainer}[method]
-        return kind(
+            rows = self.pairs(8) if METHODS[method].paired else self.thumbs(8)
+        return TRAINERS[method](
             model=self.model() if model is None else model,
             args=self.config(method, **settings),
             train_dataset=rows,

@@ -8,6 +8,7 @@ the reference after both trainers are made, so that z0 is above zero and no grad
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thumbtune import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from thumbtune.engine.plan import BatchPlan, PlannedRow
+from thumbtune.training.methods import METHODS
+from thumbtune.training.trainers import TRAINERS
 
 # TRL 1.16 sets by default what transformers 5.23 has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -100,12 +102,13 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
 
 
-def build_ours(method: str, path: Path, tokenizer: Any, folder: Path, adapter: Any, **settings: Any) -> Any:
-    kind, config = (KTOTrainer, KTOConfig) if method == "kto" else (DPOTrainer, DPOConfig)
-    trainer = kind(
+def build_ours(
+    method: str, path: Path, tokenizer: Any, folder: Path, adapter: Any, rows: Any = None, **settings: Any
+) -> Any:
+    trainer = TRAINERS[method](
         model=base_model(path),
-        args=config(output_dir=str(folder / "ours"), **{**SHARED, **settings}),
-        train_dataset=THUMBS if method == "kto" else PAIRS,
+        args=METHODS[method].config(output_dir=str(folder / "ours"), **{**SHARED, **settings}),
+        train_dataset=rows or (PAIRS if METHODS[method].paired else THUMBS),
         processing_class=copy.deepcopy(tokenizer),
         peft_config=adapter,
     )
@@ -115,18 +118,26 @@ def build_ours(method: str, path: Path, tokenizer: Any, folder: Path, adapter: A
     return trainer
 
 
-def build_theirs(method: str, path: Path, tokenizer: Any, folder: Path, adapter: Any, **settings: Any) -> Any:
+def build_theirs(
+    method: str, path: Path, tokenizer: Any, folder: Path, adapter: Any, rows: Any = None, **settings: Any
+) -> Any:
+    """TRL's trainer; `method` is "kto", "dpo", "cpo" or "orpo", as there are trainers."""
     import trl
     from datasets import Dataset
 
-    kind, config = (trl.KTOTrainer, trl.KTOConfig) if method == "kto" else (trl.DPOTrainer, trl.DPOConfig)
-    return kind(
+    if method in ("cpo", "orpo"):
+        module = importlib.import_module(f"trl.experimental.{method}")
+        name, reference = method.upper(), {}
+    else:
+        module, name = trl, method.upper()
+        reference = {"ref_model": None if adapter is not None else base_model(path)}
+    return getattr(module, f"{name}Trainer")(
         model=base_model(path),
-        ref_model=None if adapter is not None else base_model(path),
-        args=config(
+        **reference,
+        args=getattr(module, f"{name}Config")(
             output_dir=str(folder / "trl"), train_sampling_strategy="sequential", **{**SHARED, **settings}
         ),
-        train_dataset=Dataset.from_list(THUMBS if method == "kto" else PAIRS),
+        train_dataset=Dataset.from_list(rows or (THUMBS if method == "kto" else PAIRS)),
         processing_class=copy.deepcopy(tokenizer),
         peft_config=adapter,
     )
@@ -144,7 +155,7 @@ def step_theirs(trainer: Any) -> tuple[float, dict[str, Tensor], float | None]:
     (batch,) = list(trainer.get_train_dataloader())
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    kl = trainer._metrics["train"].get("kl")
+    kl = getattr(trainer, "_metrics", {"train": {}})["train"].get("kl")
     return float(loss.detach()), gradients(trainer.model), kl[-1] if kl else None
 
 
@@ -188,6 +199,89 @@ def test_loss_and_every_gradient_equal_trl_s(
         assert their_z0 is not None
         assert their_z0 > 0.5
         assert z0 == pytest.approx(their_z0, rel=1e-5)
+
+
+def without_bos(tokenizer: Any) -> Any:
+    """TRL's older trainers put one before every prompt, ours and its newer ones put what the tokenizer puts."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = None
+    return tokenizer
+
+
+THEIRS = [
+    # our method and settings, TRL's trainer and settings
+    pytest.param(
+        "kto", {"loss_type": "apo_zero_unpaired"}, "kto", {"loss_type": "apo_zero_unpaired"}, id="apo_u"
+    ),
+    pytest.param("ipo", {}, "dpo", {"loss_type": ["ipo"]}, id="ipo"),
+    pytest.param("apo_zero", {}, "dpo", {"loss_type": ["apo_zero"]}, id="apo_zero"),
+    pytest.param("dpo", {"loss_type": "bco_pair"}, "dpo", {"loss_type": ["bco_pair"]}, id="bco_pair"),
+    pytest.param(
+        "rpo",
+        {"rpo_alpha": 0.7},
+        "dpo",
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
+        id="rpo",
+    ),
+    pytest.param(
+        "dpo",
+        {"loss_type": ["ipo", "bco_pair", "sft"], "loss_weights": [0.5, 2.0, 0.25]},
+        "dpo",
+        {"loss_type": ["ipo", "bco_pair", "sft"], "loss_weights": [0.5, 2.0, 0.25]},
+        id="three at once",
+    ),
+    pytest.param("cpo", {"cpo_alpha": 0.7}, "cpo", {"cpo_alpha": 0.7}, id="cpo"),
+    pytest.param(
+        "simpo",
+        {"simpo_gamma": 0.4, "label_smoothing": 0.1},
+        "cpo",
+        {"loss_type": "simpo", "simpo_gamma": 0.4, "cpo_alpha": 0.0, "label_smoothing": 0.1},
+        id="simpo",
+    ),
+]
+
+
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["all weights", "adapter"])
+@pytest.mark.parametrize(("method", "settings", "their_trainer", "their_settings"), THEIRS)
+def test_the_family_s_losses_and_gradients_equal_trl_s(
+    method: str,
+    settings: dict[str, Any],
+    their_trainer: str,
+    their_settings: dict[str, Any],
+    with_adapter: bool,
+    tiny_model_path: Path,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    def make(build: Any, name: str, given: dict[str, Any]) -> Any:
+        adapter = lora_config() if with_adapter else None
+        return build(name, tiny_model_path, without_bos(tiny_tokenizer), tmp_path, adapter, **given)
+
+    ours, theirs = make(build_ours, method, settings), make(build_theirs, their_trainer, their_settings)
+    move(ours, theirs)
+    our_loss, our_gradients, _ = step_ours(ours)
+    their_loss, their_gradients, _ = step_theirs(theirs)
+    assert our_loss == pytest.approx(their_loss, rel=1e-5)
+    assert_same_gradients(our_gradients, their_gradients)
+
+
+SHORT = [{**row, "prompt": letter} for row, letter in zip(PAIRS, "abcd", strict=True)]
+
+
+def test_orpo_equals_trl_s_where_the_prompt_has_no_likelihood_to_count(
+    tiny_model_path: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    # TRL takes the likelihood of prompt and completion; ours, as the paper, of the completion. A prompt of one token
+    # has none, since nothing stands before it.
+    tokenizer = without_bos(tiny_tokenizer)
+    ours = build_ours("orpo", tiny_model_path, tokenizer, tmp_path, None, rows=SHORT)
+    theirs = build_theirs("orpo", tiny_model_path, tokenizer, tmp_path, None, rows=SHORT)
+    move(ours, theirs)
+    assert {len(row[0].prompt_ids) for row in ours.train_dataset.rows.branches} == {1}
+    our_loss, our_gradients, _ = step_ours(ours)
+    their_loss, their_gradients, _ = step_theirs(theirs)
+    assert our_loss == pytest.approx(their_loss, rel=1e-5)
+    assert_same_gradients(our_gradients, their_gradients)
 
 
 @pytest.mark.parametrize(("size", "steps"), [(1, 4), (3, 2)])

@@ -102,7 +102,8 @@ def train(
     eval_rows = read_rows(eval_file, label_map=labels, skip_refused=skip_refused) if eval_file else None
 
     from thumbtune.training.adapters import lora_config
-    from thumbtune.training.run import TRAINERS, evaluate_run, remove_run, run_training
+    from thumbtune.training.run import evaluate_run, remove_run, run_training
+    from thumbtune.training.trainers import TRAINERS
 
     speaks = training_config.process_index == 0  # of several processes the first
     quiet = as_json or not speaks

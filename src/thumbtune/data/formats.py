@@ -204,6 +204,8 @@ def describe_row(row: Example | Pair) -> dict[str, Any]:
         described["chat_template_kwargs"] = row.chat_template_kwargs
     names = ("finished",) if isinstance(row, Example) else ("chosen_finished", "rejected_finished")
     described |= {name: False for name in names if not getattr(row, name)}
+    if row.weight != 1:
+        described["weight"] = row.weight
     return described
 
 

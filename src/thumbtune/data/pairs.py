@@ -37,9 +37,19 @@ class ThumbPairs:
 
 
 def unpair(pairs: Iterable[Pair]) -> list[Example]:
-    """Two examples per pair, in the order chosen, rejected, chosen, …: chosen is True, rejected False."""
+    """Two examples per pair, in the order chosen, rejected, chosen, …: chosen is True, rejected False. Both have the
+    pair's weight."""
     return [
-        Example(pair.prompt, text, label, f"{pair.where}{side}", pair.tools, pair.chat_template_kwargs, ended)
+        Example(
+            pair.prompt,
+            text,
+            label,
+            f"{pair.where}{side}",
+            pair.tools,
+            pair.chat_template_kwargs,
+            ended,
+            pair.weight,
+        )
         for pair in pairs
         for text, label, side, ended in (
             (pair.chosen, True, " chosen", pair.chosen_finished),
@@ -53,9 +63,9 @@ def pair_thumbs(
 ) -> ThumbPairs:
     """As many pairs 👍 over 👎 under one prompt as there are, each example in at most one of them.
 
-    Prompts are one if their text, tools and template arguments are equal. One text with both thumbs is
-    never paired with itself. Which 👍 meets which 👎 is drawn from `seed` and the prompt alone, so that
-    rows of other prompts change nothing. Raises `ConfigError` on a cap below 1.
+    Prompts are one if their text, tools and template arguments are equal. One text with both thumbs is never paired
+    with itself. Which 👍 meets which 👎 is drawn from `seed` and the prompt alone, so that rows of other prompts change
+    nothing. A pair weighs as much as the lighter of its halves. Raises `ConfigError` on a cap below 1.
     """
     if max_pairs_per_prompt is not None and max_pairs_per_prompt < 1:
         raise ConfigError(
@@ -147,6 +157,7 @@ def _join_pair(up: Example, down: Example) -> Pair:
         up.chat_template_kwargs,
         chosen_finished=up.finished,
         rejected_finished=down.finished,
+        weight=min(up.weight, down.weight),
     )
 
 

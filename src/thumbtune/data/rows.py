@@ -1,7 +1,7 @@
 """One row in, one `Example` or `Pair` out, or a refusal that says what is wrong with it.
 
 Unpaired rows are {prompt, completion, label}, paired ones {prompt, chosen, rejected}; both may bring
-`tools` and `chat_template_kwargs`. Texts are plain strings or lists of chat messages. Other columns are
+`tools`, `chat_template_kwargs` and `weight`. Texts are plain strings or lists of chat messages. Other columns are
 ignored.
 
 Guaranteed: nothing is repaired. Text is taken as it stands, spaces too. Chat messages lose only keys
@@ -12,6 +12,7 @@ null` where it has none, so that one conversation reads the same from every file
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ COLUMNS = (
     "finished",
     "chosen_finished",
     "rejected_finished",
+    "weight",
 )
 """The columns that are read; all others are ignored."""
 
@@ -82,14 +84,27 @@ def parse_row(
             raise RowRefused(reason, where, f"{name} holds no text: fill it in, or drop the row")
     tools = _read_tools(row.get("tools"), where)
     kwargs = _read_template_kwargs(row.get("chat_template_kwargs"), where)
+    weight = _read_weight(row.get("weight"), where)
     if paired:
-        ends = [_read_finished(name, row, where) for name in ("chosen_finished", "rejected_finished")]
-        return Pair(texts["prompt"], texts["chosen"], texts["rejected"], where, tools, kwargs, *ends)
+        chosen_ended, rejected_ended = (
+            _read_finished(name, row, where) for name in ("chosen_finished", "rejected_finished")
+        )
+        return Pair(
+            texts["prompt"],
+            texts["chosen"],
+            texts["rejected"],
+            where,
+            tools,
+            kwargs,
+            chosen_ended,
+            rejected_ended,
+            weight,
+        )
     if "label" not in row:
         raise _refuse_missing("label", row, where)
     label = parse_label(row["label"], where, label_map)
     finished = _read_finished("finished", row, where)
-    return Example(texts["prompt"], texts["completion"], label, where, tools, kwargs, finished)
+    return Example(texts["prompt"], texts["completion"], label, where, tools, kwargs, finished, weight)
 
 
 def _read_finished(name: str, row: Mapping[str, Any], where: str) -> bool:
@@ -100,6 +115,21 @@ def _read_finished(name: str, row: Mapping[str, Any], where: str) -> bool:
     if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
         raise RowRefused(WRONG_TYPE, where, f"{name} is {value!r}, expected true or false")
     return str(value).lower() == "true"
+
+
+def _read_weight(value: Any, where: str) -> float:
+    """How much the row counts: a number above 0, 1 where the column is absent."""
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if isinstance(value, bool) or not 0 < weight < math.inf:
+        raise RowRefused(
+            WRONG_TYPE, where, f"weight is {value!r}, expected a number above 0: leave a row out instead"
+        )
+    return weight
 
 
 def _refuse_missing(name: str, row: Mapping[str, Any], where: str) -> RowRefused:

@@ -188,7 +188,8 @@ def _borrow_from_anywhere(keys: np.ndarray, rows: np.ndarray, draw: Draw) -> np.
     if not n_others.all():
         raise DataError(
             "all rows share one prompt, so no completion of another prompt can estimate KTO's reference point: "
-            "add rows with other prompts, or give thresholds with loss_type='kto_thresholds'"
+            "add rows with other prompts, or take a loss that needs none: loss_type='kto_thresholds' or "
+            "'apo_zero_unpaired', or method bco"
         )
     choice = _choose(n_others, draw)
     return by_key[np.where(choice < begin, choice, choice + (end - begin))]

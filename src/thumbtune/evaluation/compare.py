@@ -47,8 +47,9 @@ from thumbtune.records import Pair, Text, text_key
 from thumbtune.training.adapters import lora_config
 from thumbtune.training.manifest import describe_hardware, git_commit, now, package_versions, write_json
 from thumbtune.training.methods import METHODS
-from thumbtune.training.run import TRAINERS, RunResult, run_training
+from thumbtune.training.run import RunResult, run_training
 from thumbtune.training.settings import build_config
+from thumbtune.training.trainers import TRAINERS
 
 OnStage = Callable[[str], Any]
 """Called with a stage's name; gives a context manager that yields a progress callback (done, total, note)."""

@@ -1,7 +1,7 @@
-"""Losses of preference learning, each a pure function of log ratios.
+"""Losses of single completions, each a pure function of log ratios. Pairs have theirs in `pair_losses`.
 
 A log ratio is log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats. Every function
-gives one value per example (or pair); the caller averages, so that a batch cut into microbatches still has one
+gives one value per example; the caller averages, so that a batch cut into microbatches still has one
 mean. Nothing here knows a model, a config or a rank.
 """
 
@@ -76,23 +76,25 @@ def kto_prospect_loss(
     return -weight * prospect_value(outcome, alpha=alpha, loss_aversion=loss_aversion)
 
 
-def dpo_loss(
-    chosen_log_ratio: Tensor,  # (B,) float32, nats
-    rejected_log_ratio: Tensor,  # (B,) float32, nats
+def kto_logsigmoid_loss(
+    log_ratio: Tensor,  # (B,) float32, nats
+    desirable: Tensor,  # (B,) bool
+    reference_point: Tensor,  # () float32, nats, no gradient
     *,
     beta: float,
-    label_smoothing: float = 0.0,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
 ) -> Tensor:  # (B,) float32, >= 0
-    """DPO loss of each pair: −log σ(β (r_chosen − r_rejected)).
+    """KTO with a value that is concave throughout: −λ log σ(±β (r − z0)).
 
-    `label_smoothing` ε is the share of pairs assumed to be flipped (conservative DPO): (1 − ε) L(Δ) + ε L(−Δ).
+    A completion on the wrong side keeps its full pull however far it is, so a wrong label does too. In the paper's
+    ablation it stands far behind the sigmoid. With the rewards' own mean as reference point it is BCO's loss.
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, ablation; BCO: Jung et al. 2024, arXiv:2404.04656.
     """
-    margin = beta * (chosen_log_ratio - rejected_log_ratio)
-    return -(1 - label_smoothing) * functional.logsigmoid(margin) - label_smoothing * functional.logsigmoid(
-        -margin
-    )
+    sign = torch.where(desirable, 1.0, -1.0)
+    weight = torch.where(desirable, desirable_weight, undesirable_weight)
+    return -weight * functional.logsigmoid(sign * beta * (log_ratio - reference_point))
 
 
 def _sigmoid_value_loss(

@@ -1,4 +1,4 @@
-"""KTO's zero: what counts as neither gain nor loss."""
+"""The zero of a value function, neither gain nor loss: KTO's z0, BCO's reward shift, and averages of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,40 @@ def estimate_reference_point(mismatched_log_ratio: Tensor) -> Tensor:  # (B,) na
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, Sec. 4.
     """
-    if mismatched_log_ratio.numel() == 0:
-        return torch.zeros((), device=mismatched_log_ratio.device)
-    return mismatched_log_ratio.detach().float().mean().clamp(min=0)
+    return estimate_uniform_reference_point(mismatched_log_ratio).clamp(min=0)
+
+
+def estimate_uniform_reference_point(mismatched_log_prob: Tensor) -> Tensor:  # (B,) nats -> () nats
+    """z0 where the reference is uniform, so that there is no reference model: the mean log-prob of mismatched
+    completions. The uniform distribution's constant drops out of r − z0, so there is nothing to clamp at.
+    """
+    if mismatched_log_prob.numel() == 0:
+        return torch.zeros((), device=mismatched_log_prob.device)
+    return mismatched_log_prob.detach().float().mean()
+
+
+def estimate_class_middle(
+    log_ratio: Tensor,  # (B,) nats
+    desirable: Tensor,  # (B,) bool
+) -> Tensor:  # () nats
+    """BCO's reward shift δ / β: halfway between the mean log ratios of both classes, or the mean of the only one.
+
+    Source: Jung et al. 2024, arXiv:2404.04656 (δ, in units of β r there).
+    """
+    log_ratio = log_ratio.detach().float()
+    means = [log_ratio[members].mean() for members in (desirable, ~desirable) if members.any()]
+    return torch.stack(means).mean() if means else log_ratio.new_zeros(())
+
+
+class MovingAverage:
+    """An average over the batches so far that forgets: decay × before + (1 − decay) × new, from the first value on."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.value: float | None = None
+
+    def update(self, value: float) -> float:
+        """Take in a batch's value; gives the average with it."""
+        before = value if self.value is None else self.value
+        self.value = self.decay * before + (1 - self.decay) * value
+        return self.value

@@ -18,7 +18,6 @@ import torch
 from transformers import TrainingArguments
 
 from thumbtune.errors import ConfigError
-from thumbtune.training.trl_fields import DPO_FIELDS, answers
 
 
 def setting(default: Any, help: str) -> Any:
@@ -28,7 +27,7 @@ def setting(default: Any, help: str) -> Any:
 
 @dataclass
 class PreferenceConfig(TrainingArguments):
-    """What every method shares. Use `KTOConfig` or `DPOConfig`."""
+    """What every method shares. Use the config of a method: `thumbtune.training.method_configs`."""
 
     method: ClassVar[str]
     """Which loss and row format: a key of `thumbtune.training.methods.METHODS`."""
@@ -48,15 +47,6 @@ class PreferenceConfig(TrainingArguments):
         "keep_end", "Which part of a prompt that is too long is kept: its end (the question) or its start."
     )
     disable_dropout: bool = setting(True, "Switch dropout off, so that log ratios hold no noise.")
-    precompute_ref_log_probs: bool = setting(
-        True, "Kept for compatibility: the reference is always scored once, before training."
-    )
-    reference_cache: str | None = setting(
-        None, "Folder that keeps reference log-probs between runs; None takes the user's cache folder."
-    )
-    reference_max_tokens: int = setting(
-        4096, "Tokens of one forward of the reference pass: bounds its memory."
-    )
     engine: Literal["auto", "packed", "padded"] = setting(
         "auto",
         "How log-probs are computed: 'packed' puts a microbatch in one row without padding and encodes each prompt "
@@ -84,14 +74,6 @@ class PreferenceConfig(TrainingArguments):
     dataset_num_proc: int | None = setting(
         None, "Kept for compatibility: rows are tokenized in one process, in order."
     )
-    sync_ref_model: bool = setting(
-        False,
-        "Let the reference move (TR-DPO, arXiv:2404.09656): every `ref_model_sync_steps` steps it becomes "
-        "α × policy + (1 − α) × reference, weight by weight; with LoRA adapter tensor by adapter tensor. The reference "
-        "is then scored batch by batch.",
-    )
-    ref_model_mixup_alpha: float = setting(0.6, "α of `sync_ref_model`, above 0 and up to 1.")
-    ref_model_sync_steps: int = setting(512, "Optimizer steps from one sync of `sync_ref_model` to the next.")
     stream_window_rows: int = setting(
         8192,
         "Rows of an iterable dataset that are read, shuffled and scored at a time: bounds memory. A multiple of the "
@@ -107,9 +89,6 @@ class PreferenceConfig(TrainingArguments):
     )
     pad_to_multiple_of: int | str | None = setting(
         None, "Pad rows to a multiple of this on the padded path; the packed one has no padding."
-    )
-    precompute_ref_batch_size: int | None = setting(
-        None, "Kept for compatibility: so many rows of max_length tokens become `reference_max_tokens`."
     )
     trust_remote_code: bool = setting(
         False, "Refused when true: thumbtune runs no code from a model's repository."
@@ -185,14 +164,6 @@ class PreferenceConfig(TrainingArguments):
         if self.activation_offloading and (self.use_cpu or not torch.cuda.is_available()):
             self.activation_offloading = False
             self._adjust("activation_offloading=True has no effect without a GPU: off")
-        if self.precompute_ref_batch_size is not None:
-            if self.precompute_ref_batch_size < 1:
-                raise ConfigError(f"precompute_ref_batch_size={self.precompute_ref_batch_size}: 1 at least")
-            self.reference_max_tokens = self.precompute_ref_batch_size * (self.max_length or 1024)
-            self._adjust(
-                f"precompute_ref_batch_size={self.precompute_ref_batch_size}: "
-                f"reference_max_tokens={self.reference_max_tokens}"
-            )
 
     def _refuse_impossible(self) -> None:
         if not 0 < self.beta < math.inf:
@@ -212,103 +183,72 @@ class PreferenceConfig(TrainingArguments):
             )
         if self.engine not in ("auto", "packed", "padded"):
             raise ConfigError(f"engine={self.engine!r}: 'auto', 'packed' or 'padded'")
-        for name in ("max_tokens_per_microbatch", "reference_max_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: it counts tokens, so 1 at least")
+        budget = self.max_tokens_per_microbatch
+        if budget is not None and budget < 1:
+            raise ConfigError(f"max_tokens_per_microbatch={budget}: it counts tokens, so 1 at least")
         if self.truncation not in ("keep_end", "keep_start"):
             raise ConfigError(f"truncation={self.truncation!r}: 'keep_end' or 'keep_start'")
-        if not 0 < self.ref_model_mixup_alpha <= 1:
-            raise ConfigError(
-                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha}: above 0 and up to 1, 0.6 is usual"
-            )
-        for name in ("ref_model_sync_steps", "stream_window_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: 1 at least")
+        if self.stream_window_rows < 1:
+            raise ConfigError(f"stream_window_rows={self.stream_window_rows}: 1 at least")
         coefficient = self.router_aux_loss_coef
         if coefficient is not None and not 0 <= coefficient < math.inf:
             raise ConfigError(f"router_aux_loss_coef={coefficient}: 0 or more, or None for the model's own")
 
 
 @dataclass
-class KTOConfig(PreferenceConfig):
-    """Settings of a KTO run: learning from single completions with a thumb each."""
+class ReferenceConfig(PreferenceConfig):
+    """What methods share that measure against a reference. Those that do without have none of these fields."""
 
-    method: ClassVar[str] = "kto"
+    precompute_ref_log_probs: bool = setting(
+        True, "Kept for compatibility: the reference is always scored once, before training."
+    )
+    reference_cache: str | None = setting(
+        None, "Folder that keeps reference log-probs between runs; None takes the user's cache folder."
+    )
+    reference_max_tokens: int = setting(
+        4096, "Tokens of one forward of the reference pass: bounds its memory."
+    )
+    sync_ref_model: bool = setting(
+        False,
+        "Let the reference move (TR-DPO, arXiv:2404.09656): every `ref_model_sync_steps` steps it becomes "
+        "α × policy + (1 − α) × reference, weight by weight; with LoRA adapter tensor by adapter tensor. The reference "
+        "is then scored batch by batch.",
+    )
+    ref_model_mixup_alpha: float = setting(0.6, "α of `sync_ref_model`, above 0 and up to 1.")
+    ref_model_sync_steps: int = setting(512, "Optimizer steps from one sync of `sync_ref_model` to the next.")
+    precompute_ref_batch_size: int | None = setting(
+        None, "Kept for compatibility: so many rows of max_length tokens become `reference_max_tokens`."
+    )
 
-    loss_type: Literal["kto", "kto_thresholds", "kto_prospect"] = setting(
-        "kto",
-        "'kto' estimates the reference point from mismatched completions; 'kto_thresholds' takes z_yes and z_no; "
-        "'kto_prospect' has the prospect-theory value in place of the sigmoid.",
-    )
-    desirable_weight: float | str = setting(
-        1.0, "Weight of 👍 rows, or 'auto' for both weights by the class balance."
-    )
-    undesirable_weight: float | str = setting(
-        1.0, "Weight of 👎 rows, or 'auto' for both weights by the class balance."
-    )
-    z_yes: float | None = setting(
-        None, "Threshold of 👍 rows in units of the implicit reward (kto_thresholds)."
-    )
-    z_no: float | None = setting(
-        None, "Threshold of 👎 rows in units of the implicit reward (kto_thresholds)."
-    )
-    prospect_alpha: float | None = setting(None, "α of the prospect value, 0.88 unless given (kto_prospect).")
-    loss_aversion: float | None = setting(None, "λ of the prospect value, 2.25 unless given (kto_prospect).")
-
-    def __post_init__(self) -> None:
-        for name in ("desirable_weight", "undesirable_weight"):
-            setattr(self, name, _read_weight(name, getattr(self, name)))
-        if (self.desirable_weight == "auto") != (self.undesirable_weight == "auto"):
-            self.desirable_weight = self.undesirable_weight = "auto"
-        self._require("kto_thresholds", ("z_yes", "z_no"), {"z_yes": 0.0, "z_no": 0.0})
-        self._require(
-            "kto_prospect",
-            ("prospect_alpha", "loss_aversion"),
-            {"prospect_alpha": 0.88, "loss_aversion": 2.25},
-        )
-        if self.loss_type == "apo_zero_unpaired":
-            raise ConfigError(
-                "loss_type='apo_zero_unpaired' is not there yet: 'kto', 'kto_thresholds' or 'kto_prospect'. The one "
-                "without a z0 from the data is 'kto_thresholds', with z_yes=0 and z_no=0"
+    def _fit_names_of_others(self) -> None:
+        super()._fit_names_of_others()
+        if self.precompute_ref_batch_size is not None:
+            if self.precompute_ref_batch_size < 1:
+                raise ConfigError(f"precompute_ref_batch_size={self.precompute_ref_batch_size}: 1 at least")
+            self.reference_max_tokens = self.precompute_ref_batch_size * (self.max_length or 1024)
+            self._adjust(
+                f"precompute_ref_batch_size={self.precompute_ref_batch_size}: "
+                f"reference_max_tokens={self.reference_max_tokens}"
             )
-        if self.loss_type not in ("kto", "kto_thresholds", "kto_prospect"):
-            raise ConfigError(f"loss_type={self.loss_type!r}: 'kto', 'kto_thresholds' or 'kto_prospect'")
-        if self.prospect_alpha is not None and not 0 < self.prospect_alpha <= 1:
-            raise ConfigError(f"prospect_alpha={self.prospect_alpha}: above 0 and up to 1, 0.88 is usual")
-        if self.loss_aversion is not None and not 0 < self.loss_aversion < math.inf:
-            raise ConfigError(f"loss_aversion={self.loss_aversion}: a number above 0, 2.25 is usual")
-        super().__post_init__()
 
-    def _require(self, loss_type: str, names: tuple[str, ...], defaults: dict[str, float]) -> None:
-        """Fill in a variant's own settings, and refuse them under another variant."""
-        for name in names:
-            given = getattr(self, name)
-            if self.loss_type == loss_type:
-                setattr(self, name, defaults[name] if given is None else given)
-            elif given is not None:
+    def _refuse_impossible(self) -> None:
+        super()._refuse_impossible()
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ConfigError(
+                f"ref_model_mixup_alpha={self.ref_model_mixup_alpha}: above 0 and up to 1, 0.6 is usual"
+            )
+        if self.ref_model_sync_steps < 1:
+            raise ConfigError(f"ref_model_sync_steps={self.ref_model_sync_steps}: 1 at least")
+        if self.reference_max_tokens < 1:
+            raise ConfigError(
+                f"reference_max_tokens={self.reference_max_tokens}: it counts tokens, so 1 at least"
+            )
+        for name in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
+            default = self.__dataclass_fields__[name].default
+            if not self.sync_ref_model and getattr(self, name) != default:
                 raise ConfigError(
-                    f"{name}={given} is used by loss_type='{loss_type}' only, not by {self.loss_type!r}"
+                    f"{name}={getattr(self, name)} has no effect without sync_ref_model=True: set that, or leave it out"
                 )
-
-
-@answers(DPO_FIELDS)
-@dataclass
-class DPOConfig(PreferenceConfig):
-    """Settings of a DPO run: learning from pairs of completions."""
-
-    method: ClassVar[str] = "dpo"
-
-    loss_type: Literal["sigmoid"] | list[str] = setting("sigmoid", "'sigmoid' is DPO as published.")
-    label_smoothing: float = setting(0.0, "Share of pairs taken to be flipped, in [0, 0.5).")
-
-    def __post_init__(self) -> None:
-        if self.loss_type == ["sigmoid"]:
-            self.loss_type = "sigmoid"  # as TRL spells it
-        if self.loss_type != "sigmoid":
-            raise ConfigError(f"loss_type={self.loss_type!r}: 'sigmoid' is the DPO loss that there is")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"label_smoothing={self.label_smoothing}: a share in [0, 0.5)")
-        super().__post_init__()
 
 
 def cpu_has_fast_bf16() -> bool:
@@ -343,18 +283,6 @@ def _read_multiple(value: int | str | None) -> int | None:
     if number < 1:
         raise ConfigError(f"pad_to_multiple_of={value!r}: a number of tokens, 1 at least, or None")
     return number
-
-
-def _read_weight(name: str, value: float | str) -> float | str:
-    if value == "auto":
-        return value
-    try:
-        weight = float(value)
-    except ValueError:
-        raise ConfigError(f"{name}={value!r}: a number above 0, or 'auto'") from None
-    if not 0 < weight < math.inf:
-        raise ConfigError(f"{name}={weight}: a number above 0, or 'auto'")
-    return weight
 
 
 _TRACKER_MODULES = {

@@ -37,6 +37,7 @@ class EvaluatesRows(Trainer):
     _score_reference: Any
     _score_references: Any
     _tokenize: Any
+    _uses_reference: bool
     _whole_model: Any
     _windows: dict[str, MetricWindow]
 
@@ -84,7 +85,7 @@ class EvaluatesRows(Trainer):
             return rows
         source = f"eval_dataset {name}".strip()
         dataset = ScoredRows(self._tokenize(rows, self.processing_class, self.config, source))
-        if self._is_moving:
+        if self._is_moving or not self._uses_reference:
             return dataset
         plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
         with self.reference.at_hand() as model:

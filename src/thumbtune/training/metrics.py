@@ -29,7 +29,7 @@ class MetricWindow:
         *,
         losses: Tensor,  # (rows,)
         rewards: Tensor,  # (branches,) β × log ratio
-        gains: Tensor,  # (branches,) β × (log ratio − z0)
+        gains: Tensor | None,  # (branches,) β × (log ratio − z0), where the loss has such a zero
         log_probs: Tensor,  # (branches,) nats
         desirable: Tensor,  # (branches,) bool
         hits: Tensor | None = None,  # (rows,) bool, of pairs: whether the chosen one has the higher reward
@@ -37,12 +37,13 @@ class MetricWindow:
         for store, value in (
             (self._losses, losses),
             (self._rewards, rewards),
-            (self._gains, gains),
             (self._log_probs, log_probs),
             (self._labels, desirable),
-            *(() if hits is None else ((self._hits, hits),)),
+            (self._gains, gains),
+            (self._hits, hits),
         ):
-            store.append(value.detach().cpu())
+            if value is not None:
+                store.append(value.detach().cpu())
 
     def add_value(self, name: str, value: float) -> None:
         """One value per batch, such as z0; averaged over batches."""
@@ -69,7 +70,7 @@ class MetricWindow:
         if not self._rewards:
             return {}
         rewards, labels = torch.cat(self._rewards), torch.cat(self._labels)
-        log_probs, gains = torch.cat(self._log_probs), torch.cat(self._gains)
+        log_probs = torch.cat(self._log_probs)
         metrics = {name: self._sums[name] / self._counts[name] for name in sorted(self._sums)}
         for name, members in (("chosen", labels), ("rejected", ~labels)):
             if members.any():
@@ -83,7 +84,8 @@ class MetricWindow:
         auc = area_under_roc(rewards.round(decimals=4), labels)  # closer rewards differ by rounding alone
         if auc is not None:
             metrics["auc"] = auc
-        metrics["saturated_share"] = saturated_share(gains)
+        if self._gains:
+            metrics["saturated_share"] = saturated_share(torch.cat(self._gains))
         return metrics
 
     def mean_loss(self) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from thumbtune.training.methods import METHODS
+
 
 class Paper(NamedTuple):
     title: str
@@ -16,6 +18,21 @@ PAPERS = {
     "dpo": Paper(
         "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", "2305.18290"
     ),
+    "ipo": Paper(
+        "A General Theoretical Paradigm to Understand Learning from Human Preferences", "2310.12036"
+    ),
+    "simpo": Paper("SimPO: Simple Preference Optimization with a Reference-Free Reward", "2405.14734"),
+    "cpo": Paper(
+        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
+        "2401.08417",
+    ),
+    "rpo": Paper("Iterative Reasoning Preference Optimization", "2404.19733"),
+    "orpo": Paper("ORPO: Monolithic Preference Optimization without Reference Model", "2403.07691"),
+    "apo_zero": Paper(
+        "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
+        "2408.06266",
+    ),
+    "bco": Paper("Binary Classifier Optimization for Large Language Model Alignment", "2404.04656"),
 }
 
 
@@ -48,11 +65,12 @@ def finish_card(
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
     paper = PAPERS[config.method]
     what = "A LoRA adapter" if adapted else "All weights"
+    variant = f", loss `{config.loss_type}`" if hasattr(config, "loss_type") else ""
     lines = [
         "## How it was trained",
         "",
-        f"{what}, with [{config.method.upper()}](https://huggingface.co/papers/{paper.arxiv}) "
-        f"(*{paper.title}*) by thumbtune {thumbtune.__version__}: beta {config.beta}, loss `{config.loss_type}`.",
+        f"{what}, with [{METHODS[config.method].name}](https://huggingface.co/papers/{paper.arxiv}) "
+        f"(*{paper.title}*) by thumbtune {thumbtune.__version__}: beta {config.beta}{variant}.",
     ]
     if manifest is not None:
         data = manifest["data"]

@@ -224,11 +224,30 @@ class MoveReference(TrainerCallback):
             self._reference.mix(args.ref_model_mixup_alpha)
 
 
+class NoReference:
+    """Of a method that has none."""
+
+    def at_hand(self) -> AbstractContextManager[Any]:
+        raise AssertionError("a method without a reference asked for it")
+
+    def fingerprint(self) -> str:
+        return "none"
+
+    def let_go(self) -> None:
+        """There is nothing."""
+
+
 def choose_reference(
     trainer: Any, ref_model: Any, *, adapter_is_fresh: bool, load_again: Model | None
 ) -> Any:
     """The reference of a trainer that has its model. Raises `ConfigError` for one that cannot be."""
     policy, args = trainer.model, trainer.args
+    if not trainer._uses_reference:
+        if ref_model is not None:
+            raise ConfigError(
+                f"ref_model is given, and {trainer.method.name} as set has no reference: leave it out"
+            )
+        return NoReference()
     is_moving, is_needed_later = args.sync_ref_model, trainer.stream is not None
     if ref_model is policy:
         raise ConfigError(

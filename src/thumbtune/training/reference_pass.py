@@ -45,10 +45,14 @@ class ScoresReference(Trainer):
     _planned_epochs: Any
     _reference_fingerprint: str | None
     _references_ready: bool
+    _uses_reference: bool
 
     def _score_references(self) -> None:
         """Fill in the reference log-probs of all branches that will be met, once."""
         if self._references_ready:
+            return
+        if not self._uses_reference:
+            self._references_ready = True
             return
         fingerprint = self._fingerprint_reference()
         if self._is_moving:  # each batch is scored when it is met
@@ -66,14 +70,17 @@ class ScoresReference(Trainer):
 
     def _score_window(self, window: ScoredRows, plan: BatchPlan, number: int) -> None:
         """Fill in the reference log-probs of a stream's next window."""
-        if self._is_moving:
+        if self._is_moving or not self._uses_reference:
             return
         with self.reference.at_hand() as model:
             self._score_reference(window, [plan.rows(number)], model, self._fingerprint_reference())
 
     @torch.no_grad()
     def _complete(self, batch: Microbatch) -> Microbatch:
-        """The batch with its reference log-probs, where the reference moves and nothing could be scored before."""
+        """The batch with its reference log-probs, where the reference moves and nothing could be scored before; with
+        zeros where there is none."""
+        if not self._uses_reference:
+            return batch.without_reference()
         if not self._is_moving:
             return batch
         own = batch.flat_branches()

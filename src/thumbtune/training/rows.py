@@ -27,6 +27,17 @@ class PlannedBatch:
     """Rows of the batch over all ranks."""
 
 
+_TENSORS = (
+    "desirable",
+    "reference",
+    "counted",
+    "weights",
+    "mismatched_reference",
+    "reference_point",
+    "mean_chosen_tokens",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Microbatch:
     """Rows of one forward, or of a whole batch before it is cut."""
@@ -37,10 +48,12 @@ class Microbatch:
     desirable: Tensor  # (rows,) bool
     reference: Tensor  # (rows, branches per row) float32, nats
     counted: Tensor  # (rows,) bool: False for a row that only keeps step with other ranks
+    weights: Tensor  # (rows,) float32, > 0: how much each row's loss counts
     mismatched: tuple[Branch, ...] = ()
     """The lent completion under each row's prompt."""
     mismatched_reference: Tensor | None = None  # (rows,) float32, nats
     reference_point: Tensor | None = None  # () float32, nats
+    mean_chosen_tokens: Tensor | None = None  # () float32, over the chosen completions of the whole batch
     n_total: int = 0
 
     def __len__(self) -> int:
@@ -59,6 +72,20 @@ class Microbatch:
             if counts
         )
 
+    def count_chosen_tokens(self) -> int:
+        """Completion tokens of the first branches."""
+        counts = self.counted.tolist()
+        return sum(len(row[0].completion_ids) for row, c in zip(self.branches, counts, strict=True) if c)
+
+    def without_reference(self) -> Microbatch:
+        """Log ratios of this batch are log-probs."""
+        lent = self.mismatched_reference
+        return replace(
+            self,
+            reference=torch.zeros_like(self.reference),
+            mismatched_reference=None if lent is None else torch.zeros_like(lent),
+        )
+
     def select(self, places: Sequence[int]) -> Microbatch:
         """The rows at these places."""
         index = torch.tensor(places, dtype=torch.long)
@@ -70,6 +97,7 @@ class Microbatch:
             desirable=self.desirable[index],
             reference=self.reference[index],
             counted=self.counted[index],
+            weights=self.weights[index],
             mismatched=tuple(self.mismatched[i] for i in places) if self.mismatched else (),
             mismatched_reference=None if lent is None else lent[index],
         )
@@ -81,11 +109,7 @@ class Microbatch:
         return replace(shortest, counted=torch.zeros_like(shortest.counted))
 
     def to(self, device: torch.device) -> Microbatch:
-        moved = {
-            name: tensor.to(device)
-            for name in ("desirable", "reference", "counted", "mismatched_reference", "reference_point")
-            if (tensor := getattr(self, name)) is not None
-        }
+        moved = {name: tensor.to(device) for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         return replace(self, **moved)
 
 
@@ -121,6 +145,7 @@ class ScoredRows(torch.utils.data.Dataset):
             desirable=torch.tensor([True if labels is None else bool(labels[row]) for row in rows]),
             reference=self._read_own(rows),
             counted=torch.arange(len(rows)) < batch.n_counted,
+            weights=torch.from_numpy(self.rows.weights[rows]),
             mismatched=tuple(self.rows.mismatched_branch(p) for p in batch.rows) if lends else (),
             mismatched_reference=self._read_lent(batch.epoch, rows) if lends else None,
             n_total=batch.n_total,

@@ -21,9 +21,7 @@ from thumbtune.errors import ConfigError
 from thumbtune.training.checkpoints import last_checkpoint
 from thumbtune.training.manifest import write_json
 from thumbtune.training.peak_memory import PeakMemory
-from thumbtune.training.trainer import DPOTrainer, KTOTrainer, PreferenceTrainer
-
-TRAINERS: dict[str, type[PreferenceTrainer]] = {"kto": KTOTrainer, "dpo": DPOTrainer}
+from thumbtune.training.trainer import PreferenceTrainer
 
 OnProgress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with (stage, done, total, latest metrics); stages are "reference" (branches) and "train" (steps)."""

@@ -31,6 +31,7 @@ class SavesWhole(Trainer):
     reference: Any
     _is_moving: bool
     _is_sharded: bool
+    _moving_point: Any
     _score_references: Any
 
     _staging: Path | None = None
@@ -121,7 +122,9 @@ class SavesWhole(Trainer):
     def _save_own_state(self, checkpoint: Path, n_tokens: int) -> None:
         if not self.args.should_save:
             return
-        (checkpoint / OWN_STATE_FILE).write_text(json.dumps({"num_tokens": n_tokens}) + "\n")
+        point = None if self._moving_point is None else self._moving_point.value
+        state = {"num_tokens": n_tokens, "reference_point": point}
+        (checkpoint / OWN_STATE_FILE).write_text(json.dumps(state) + "\n")
         if self._is_moving:
             self.reference.save(checkpoint)
 
@@ -130,7 +133,9 @@ class SavesWhole(Trainer):
         checkpoint = Path(resume_from_checkpoint)
         path = checkpoint / OWN_STATE_FILE
         if path.is_file():
-            n_tokens = int(json.loads(path.read_text())["num_tokens"])
-            self._n_tokens = n_tokens if self.ranks.is_main else 0
+            state = json.loads(path.read_text())
+            self._n_tokens = int(state["num_tokens"]) if self.ranks.is_main else 0
+            if self._moving_point is not None:
+                self._moving_point.value = state.get("reference_point")
         if self._is_moving:
             self.reference.load(checkpoint)

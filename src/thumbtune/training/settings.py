@@ -15,15 +15,16 @@ from typing import Any
 from transformers import TrainingArguments
 
 from thumbtune.errors import ConfigError
-from thumbtune.training.config import DPOConfig, KTOConfig, PreferenceConfig
+from thumbtune.training.config import PreferenceConfig
+from thumbtune.training.methods import METHODS
 
-CONFIGS: dict[str, type[PreferenceConfig]] = {"kto": KTOConfig, "dpo": DPOConfig}
+CONFIGS: dict[str, type[PreferenceConfig]] = {name: method.config for name, method in METHODS.items()}
 
 
 def config_class(method: str) -> type[PreferenceConfig]:
     """The config of a method. Raises `ConfigError` naming the methods that there are."""
     if method not in CONFIGS:
-        raise ConfigError(f"unknown method '{method}': {' or '.join(CONFIGS)}{_suggest(method, CONFIGS)}")
+        raise ConfigError(f"unknown method '{method}': {', '.join(CONFIGS)}{_suggest(method, CONFIGS)}")
     return CONFIGS[method]
 
 

@@ -3,7 +3,8 @@
 Up to `TOKENS_IN_MEMORY` ids stay in memory. From there on they are written to a temporary file that has no name, so
 that not even a crash leaves it behind, and are mapped from it: what is read often stays in memory as long as there
 is room. It lies in Python's folder for temporary files: set TMPDIR where that is small or is itself in memory. What
-stays in memory of each row is some 50 bytes: where its spans begin and end, its class, its place in the data.
+stays in memory of each row is some 50 bytes: where its spans begin and end, its class, its weight, its place in the
+data.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class TokenizedRows:
     lengths: np.ndarray  # (rows, branches, 2) int32
     labels: list[bool] | None
     """Class of each row, None for pairs."""
+    weights: np.ndarray  # (rows,) float32
+    """How much each row's loss counts."""
     where: Sequence[str]
     digest: str
     counts: Counter[str]
@@ -68,10 +71,10 @@ class TokenizedRows:
         return number_spans(self.ids, self.starts[:, 0, 0], self.lengths[:, 0, 0])
 
     def digest_tokens(self) -> str:
-        """SHA-256 over the token ids and classes: what text, template, tokenizer and truncation make together."""
+        """SHA-256 over token ids, classes and weights: what text, template, tokenizer and truncation make together."""
         labels = None if self.labels is None else np.array(self.labels, dtype=np.uint8)
         digest = hashlib.sha256(repr((self.starts.shape, labels is None)).encode())
-        for part in (self.ids, self.starts, self.lengths, labels):
+        for part in (self.ids, self.starts, self.lengths, labels, self.weights):
             if part is not None:
                 digest.update(part.astype(part.dtype.newbyteorder("<"), copy=False).reshape(-1).data)
         return digest.hexdigest()
@@ -121,11 +124,12 @@ class RowsWriter:
         self._ids = _IdsWriter(max_in_memory)
         self._starts = array("q")
         self._lengths = array("i")
+        self._weights = array("f")
 
     def __len__(self) -> int:
         return len(self.where)
 
-    def append(self, branches: Sequence[Branch], where: str, label: bool | None) -> None:
+    def append(self, branches: Sequence[Branch], where: str, label: bool | None, weight: float = 1.0) -> None:
         """Add a row; `label` is None for pairs."""
         assert len(branches) == self._branches_per_row
         shared, shared_start = branches[0].prompt_ids, self._ids.n_tokens
@@ -138,6 +142,7 @@ class RowsWriter:
             self._lengths.extend((len(branch.prompt_ids), len(branch.completion_ids)))
         if label is not None:
             self.labels.append(label)
+        self._weights.append(weight)
         self.where.append(where)
 
     def finish(self, digest: str, counts: Counter[str]) -> TokenizedRows:
@@ -148,6 +153,7 @@ class RowsWriter:
             np.frombuffer(self._starts, dtype=np.int64).reshape(shape),
             np.frombuffer(self._lengths, dtype=np.int32).reshape(shape),
             self.labels if self._branches_per_row == 1 else None,
+            np.frombuffer(self._weights, dtype=np.float32),
             self.where,
             digest,
             counts,

@@ -55,7 +55,7 @@ def tokenize_rows(
                 counts["dropped: prompt fills max_length"] += 1
             else:
                 label = record.label if isinstance(record, Example) else None
-                writer.append(branches, record.where, label)
+                writer.append(branches, record.where, label, record.weight)
     counts.update({f"refused: {reason}": n for reason, n in rows.refusals.by_reason.items()})
     if not len(writer):
         raise DataError(

@@ -34,17 +34,22 @@ from thumbtune.engine.paths import Carrier, PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.engine.ranks import Ranks, whole_value
 from thumbtune.errors import ConfigError
-from thumbtune.preference.reference_point import estimate_reference_point
+from thumbtune.preference.reference_point import (
+    MovingAverage,
+    estimate_class_middle,
+    estimate_reference_point,
+    estimate_uniform_reference_point,
+)
 from thumbtune.training.alarms import RewardWatch
 from thumbtune.training.checkpoints import find_checkpoint, sweep_staging
-from thumbtune.training.class_balance import count_classes, settle_class_weights
-from thumbtune.training.config import DPOConfig, KTOConfig, PreferenceConfig
+from thumbtune.training.class_balance import count_classes, settle_class_weights, settle_flip_rates
+from thumbtune.training.config import PreferenceConfig
 from thumbtune.training.evaluating import EvaluatesRows
 from thumbtune.training.finite import stop_if_not_finite
 from thumbtune.training.given_rows import check_stream, is_stream, open_rows
 from thumbtune.training.interrupt import save_on_interrupt
 from thumbtune.training.manifest import describe_run, write_json
-from thumbtune.training.methods import METHODS
+from thumbtune.training.methods import METHODS, Scores
 from thumbtune.training.metrics import MetricWindow
 from thumbtune.training.model_card import name_dataset, tag_model
 from thumbtune.training.offloading import offload_activations
@@ -69,12 +74,12 @@ logger = logging.getLogger(__name__)
 
 
 class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
-    """Trains a policy on preference rows. Use `KTOTrainer` or `DPOTrainer`.
+    """Trains a policy on preference rows. Use the trainer of a method: `thumbtune.training.trainers`.
 
     Args:
         model: a hub name or folder, a model, or a PEFT model (a trained adapter becomes its own reference).
         ref_model: another model as the reference, or its name; by default the policy as it stands before step 1.
-        args: `KTOConfig` or `DPOConfig`.
+        args: the method's config, such as `KTOConfig`.
         data_collator: refused; TRL's scripts give it a place.
         train_dataset: a `datasets.Dataset`, a list of row dicts, or `Rows` as read from a file; with `max_steps` also
             an iterable dataset or a generator, which is trained window by window.
@@ -130,6 +135,10 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
                 "processing_class and tokenizer are two names of one argument: give one of them"
             )
         self.method = METHODS[args.method]
+        self._uses_reference = self.method.uses_reference(args)
+        self._zero = self.method.reference_point(args)
+        decay = getattr(args, "reward_shift_decay", getattr(args, "reference_point_decay", None))
+        self._moving_point = None if decay is None else MovingAverage(decay)
         set_seed(args.seed)  # a fresh adapter's weights are drawn below
         named = model if isinstance(model, (str, Path)) else None
         self.model_name, model, processing_class = resolve_policy(
@@ -157,6 +166,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         self.dataset_name = name_dataset(train_dataset)
         self.class_counts = count_classes(train_rows)
         settle_class_weights(args, self.class_counts, of_what=" of the first window" if self.stream else "")
+        settle_flip_rates(args, train_rows)
         eval_sets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         tokenized_eval = {
             name: ScoredRows(self._tokenize(rows, processing_class, args, f"eval_dataset {name}".strip()))
@@ -167,6 +177,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         self.interrupted = False
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
         self._reward_watch = RewardWatch()
+        self._shown: list[tuple[Tensor, Tensor]] = []
         self._rows_of_batch: Sequence[int] = ()
         self._references_ready = False
         self._reference_fingerprint: str | None = None
@@ -202,7 +213,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
             not self._is_sharded and self.args.device.type == "cpu"
         ):  # they keep copies of weights: of whole ones
             speed_up_modules(self.model)
-        self._is_moving = args.sync_ref_model
+        self._is_moving = getattr(args, "sync_ref_model", False)
         self.reference = choose_reference(
             self,
             ref_model,
@@ -263,7 +274,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
             prompt_keys=rows.prompt_keys,
             batch_size=batch_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            mismatched=self.method.mismatched(self.args),
+            mismatched=self._zero == "mismatched",
             siblings_together=self.args.siblings_together,
         )
 
@@ -329,6 +340,9 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         """Forward and backward over a whole batch, microbatch by microbatch."""
         inputs = self._complete(inputs)
         self._n_tokens += inputs.count_tokens()
+        if self.method.paired:
+            n_chosen = self.ranks.sum(torch.tensor(inputs.count_chosen_tokens(), device=self.args.device))
+            inputs = replace(inputs, mean_chosen_tokens=n_chosen / inputs.n_total)
         cuts = self._cut(inputs)
         n_microbatches = self.ranks.max(len(cuts))  # ranks take their forwards and backwards together
         if inputs.mismatched and n_microbatches > 1:
@@ -341,6 +355,8 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
             self.accelerator.gradient_state._set_sync_gradients(is_last)  # DeepSpeed steps when it is told so
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model), self._offloading():
                 total += super().training_step(model, microbatch)
+        if self._zero == "classes":
+            self._move_reward_shift()
         return total
 
     def _offloading(self) -> Any:
@@ -414,20 +430,35 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         if carrier is not None:
             reference_point = self._estimate_reference_point(inputs, mode, carrier)
         elif reference_point is None:
-            reference_point = log_ratio.new_zeros(())
+            held = self._moving_point.value if self._zero == "classes" and self._moving_point else None
+            reference_point = log_ratio.new_tensor(held or 0.0)
         desirable = torch.cat([inputs.desirable, ~inputs.desirable][: inputs.reference.shape[1]])
-        losses = self.method.loss(self.args, log_ratio, desirable, reference_point)
+        mean_chosen_tokens = inputs.mean_chosen_tokens
+        if mean_chosen_tokens is None:  # in evaluation the microbatch is the whole batch
+            mean_chosen_tokens = log_ratio.new_tensor(inputs.count_chosen_tokens() / inputs.n_total)
+        scores = Scores(
+            log_probs=log_probs,
+            log_ratio=log_ratio,
+            n_tokens=log_ratio.new_tensor([len(branch.completion_ids) for branch in branches]),
+            desirable=desirable,
+            reference_point=reference_point,
+            mean_chosen_tokens=mean_chosen_tokens,
+        )
+        losses = self.method.loss(self.args, scores) * inputs.weights
         if self.router_loss is not None:
             imbalance = self.router_loss.take(self.path, branches)
             losses = losses + self.router_loss.coefficient * imbalance
             self._windows[mode].add_value("aux_loss", float(imbalance.detach()))
         stop_if_not_finite(losses, inputs.rows, dataset, what)
-        rewards = self.args.beta * log_ratio
+        rewards = self.method.reward(self.args, scores)
         counted = inputs.counted.repeat(inputs.reference.shape[1])
+        if mode == "train" and self._zero == "classes":
+            self._shown.append((log_ratio.detach()[counted].cpu(), desirable[counted].cpu()))
+        has_zero = self._uses_reference or self._zero != "none"
         self._windows[mode].add_completions(
             losses=losses[inputs.counted],
             rewards=rewards[counted],
-            gains=(rewards - self.args.beta * reference_point)[counted],
+            gains=(rewards - self.args.beta * reference_point)[counted] if has_zero else None,
             log_probs=log_probs[counted],
             desirable=desirable[counted],
             hits=_compare_pairs(rewards)[inputs.counted] if self.method.paired else None,
@@ -455,10 +486,22 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         what = f"a mismatched log ratio is not a number at step {self._current_step(mode)}"
         stop_if_not_finite(log_ratio, batch.rows, dataset, what)
         everywhere = self._gather_counted(log_ratio, batch.counted) if mode == "train" else log_ratio
-        reference_point = estimate_reference_point(everywhere)
+        estimate = estimate_reference_point if self._uses_reference else estimate_uniform_reference_point
+        reference_point = estimate(everywhere)
+        if mode == "train" and self._moving_point is not None:
+            reference_point = reference_point.new_tensor(self._moving_point.update(float(reference_point)))
         for name in ("z0", "kl"):  # one number: TRL's name beside ours
             self._windows[mode].add_value(name, float(reference_point))
         return reference_point
+
+    def _move_reward_shift(self) -> None:
+        """Let the batch's rewards, of all microbatches and ranks, move the zero of the next one."""
+        shown = [part for of_rank in self.ranks.gather(self._shown) for part in of_rank]
+        log_ratio, desirable = (torch.cat(parts) for parts in zip(*shown, strict=True))
+        self._shown = []
+        assert self._moving_point is not None
+        moved = self._moving_point.update(float(estimate_class_middle(log_ratio, desirable)))
+        self._windows["train"].add_value("reward_shift", self.args.beta * moved)
 
     def _tokens_of_a_microbatch(self, batch: Microbatch) -> int:
         """What the largest microbatch by count holds: the z0 pass takes no more at once."""
@@ -495,21 +538,10 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         if "loss" in logs:
             summary = self._windows["train"].gather_ranks(self.ranks).summarize()
             self._windows["train"] = MetricWindow()
-            self._reward_watch.look(summary, self.state.global_step)
+            if self._uses_reference:
+                self._reward_watch.look(summary, self.state.global_step)
             logs = {**logs, **summary, "num_tokens": sum(self.ranks.gather(self._n_tokens))}
         super().log(logs, start_time)
-
-
-class KTOTrainer(PreferenceTrainer):
-    """KTO: learns from single completions with a 👍 or a 👎 each. Paired rows are un-paired."""
-
-    config_class = KTOConfig
-
-
-class DPOTrainer(PreferenceTrainer):
-    """DPO: learns from pairs. Thumbs are paired up where one prompt has both; what is left over is counted."""
-
-    config_class = DPOConfig
 
 
 def _compare_pairs(rewards: Tensor) -> Tensor:  # (2 × rows,) -> (rows,) bool

@@ -32,7 +32,6 @@ DPO_FIELDS: dict[str, ForeignField] = {
         "max_prompt_length, with truncation='keep_end'",
     ),
     "padding_free": ForeignField(False, "engine='packed' puts a microbatch in one row without padding"),
-    "loss_weights": ForeignField(None, "there is one DPO loss, 'sigmoid', so there is nothing to weigh"),
     "ld_alpha": ForeignField(None, "length desensitization is not part of the sigmoid loss: leave it out"),
     "f_divergence_type": ForeignField(
         "reverse_kl", "the DPO loss is that of the reverse KL, as published: leave it out"
