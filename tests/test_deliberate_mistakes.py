@@ -245,11 +245,11 @@ MISTAKES = [
         (f"{METHODS}::test_averages_of_the_zero_follow_the_batches_and_survive_a_checkpoint",),
     ),
     Mistake(
-        "a reference-free method has a reference after all",
-        "training/reference_pass.py",
-        "return batch.without_reference()",
-        "return batch",
-        (f"{METHODS}::test_without_a_reference_there_is_no_reference_pass[simpo]",),
+        "a reference-free z0 is measured against something",
+        "training/rows.py",
+        "None if lent is None else torch.zeros_like(lent)",
+        "None if lent is None else torch.ones_like(lent)",
+        (f"{METHODS}::test_a_reference_free_zero_is_the_mean_log_prob_of_lent_completions",),
     ),
     Mistake(
         "loss aversion weighs gains",
