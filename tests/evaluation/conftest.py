@@ -143,6 +143,83 @@ def make_completions(arms: dict[str, Any], prompts: int = 20) -> list[dict[str, 
     return rows
 
 
+def add_everything(comparison: dict[str, Any]) -> dict[str, Any]:
+    """With what a comparison may hold beside its table: outcomes by prompt, a search, sweeps, a crossing."""
+    for key, arm in comparison["arms"].items():
+        if key == "base":
+            continue
+        arm |= {
+            "gain": make_interval(arm["up_rate"]["mean"] - 0.12, 0.1) | {"p_value": 0.0004},
+            "outcomes": {"wins": 30, "ties": 28, "losses": 6, "not_judged": 1},
+            "negative_flips": {"mean": 0.125, "low": 0.02, "high": 0.47, "n": 8},
+            "at_base_length": {"mean": 0.31, "covered": 0.75, "n": 40},
+            "by_seed": [0.4, 0.5, 0.45],
+        }
+    comparison["arms"]["dpo"]["kto_lead"] = make_interval(0.22, 0.09) | {"p_value": 0.01}
+    comparison["search"] = {
+        "kto": [
+            {"settings": {"learning_rate": 3e-4, "beta": 0.1}, "up_rate": make_interval(0.4, 0.1), "error": None,
+             "chosen": True},
+            {"settings": {"learning_rate": 9e-4, "beta": 0.1}, "up_rate": None, "error": "a loss is not a number",
+             "chosen": False},
+        ]
+    }  # fmt: skip
+    comparison["sweeps"] = [
+        {
+            "over": "noise",
+            "methods": ["kto", "dpo"],
+            "points": [
+                {
+                    "condition": condition,
+                    "label": f"{(0, 10, 30)[place]}% wrong",
+                    "arms": {
+                        "kto": {
+                            "name": "KTO",
+                            "up_rate": make_interval(0.5 - 0.05 * place, 0.08),
+                            "rows": 120,
+                        },
+                        "dpo": {"name": "DPO", "error": "no prompt has both"}
+                        if place == 2
+                        else {"name": "DPO", "up_rate": make_interval(0.2, 0.07), "rows": 20},
+                    },
+                    **({} if place == 2 else {"lead": make_interval(0.3 - 0.05 * place, 0.1)}),
+                }
+                for place, condition in enumerate(
+                    ["120 thumbs", "120 thumbs, 10% wrong", "120 thumbs, 30% wrong"]
+                )
+            ],
+        }
+    ]
+    comparison["crossing"] = {
+        "labels": 240,
+        "pair_cost": 5,
+        "kto_up_rate": make_interval(0.44, 0.08),
+        "points": [
+            {
+                "pairs_bought": n,
+                "labels": 5 * n,
+                "pairs": n - 3,
+                "tied": 3,
+                "up_rate": make_interval(rate, 0.08),
+            }
+            for n, rate in ((24, 0.15), (96, 0.3), (192, 0.5))
+        ],
+        "pairs": 150.0,
+        "low": 90.0,
+        "high": None,
+        "share_beyond": 0.1,
+        "times_the_labels": {"mean": 3.1, "low": 1.9, "high": None},
+        "fewest": 24,
+        "most": 192,
+    }
+    return comparison
+
+
+@pytest.fixture
+def full_comparison(comparison: dict[str, Any]) -> dict[str, Any]:
+    return add_everything(comparison)
+
+
 @pytest.fixture
 def comparison() -> dict[str, Any]:
     return copy.deepcopy(make_comparison())

@@ -15,8 +15,10 @@ import torch
 from thumbtune.data.formats import rows_from_dataset
 from thumbtune.data.synth.users import Sample, SimulatedUsers, parse_taste
 from thumbtune.engine.loading import load_model_and_tokenizer
+from thumbtune.errors import ConfigError
 from thumbtune.evaluation import measures
 from thumbtune.evaluation.compare import Request, compare
+from thumbtune.evaluation.conditions import parse_sweep
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.pairs_bought import buy_pairs
 from thumbtune.evaluation.report import write_report
@@ -135,6 +137,128 @@ def test_an_arm_that_is_refused_is_reported_and_the_others_go_on(
     assert "no pair" in content["arms"]["dpo"]["error"]
     assert content["arms"]["kto"]["up_rate"]["n"] == 6
     assert any("failed" in sentence for sentence in content["verdict"])
+
+
+@pytest.fixture
+def asking_for_all(request_of: Request) -> Request:
+    """Two methods with two trials each, two sweeps, a crossing."""
+    start = SETTINGS | {"beta": 0.1}
+    return replace(
+        request_of,
+        methods=("kto", "dpo", "simpo"),
+        seeds=(0, 1),
+        settings={"kto": start, "dpo": start, "simpo": start},
+        validation=["Four?", "Five?"],
+        trials=2,
+        sweeps=[parse_sweep("noise=0,0.2@12"), parse_sweep("per-prompt=1")],
+        pair_counts=(2, 4, 8),
+        pair_cost=4,
+    )
+
+
+def test_a_search_sweeps_and_a_crossing_are_run_told_and_not_repeated(
+    asking_for_all: Request, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    told: list[Any] = []
+    content = compare(
+        asking_for_all,
+        model,
+        tokenizer,
+        on_stage,
+        on_sizes=told.append,
+        on_arm=lambda *progress: told.append(progress),
+    )
+    sizes, *arms = told
+    # 3 methods and DPO's bought pairs with 2 seeds: 8; 2 sweeps: noise 2 conditions and per-prompt 1, 2 methods, 2
+    # seeds: 12; crossing 3 x 2, of which 4 pairs are the table's: 4; search 3 x 2
+    assert (sizes.arms, sizes.done) == (30, 0)
+    assert sizes.completions == 24 * 6 + 6 * 4
+    assert arms[-1][0] <= sizes.arms
+    assert arms[-1][2] >= 0.0
+    search = content["search"]
+    assert {name: len(trials) for name, trials in search.items()} == {"kto": 2, "dpo": 2, "simpo": 2}
+    for method, trials in search.items():
+        (taken,) = (trial for trial in trials if trial["chosen"])
+        assert content["arms"][method]["config"]["learning_rate"] == taken["settings"]["learning_rate"]
+    noise, per_prompt = content["sweeps"]
+    assert [point["label"] for point in noise["points"]] == ["0% wrong", "20% wrong"]
+    assert noise["points"][1]["arms"]["kto"]["rows"] == 12
+    assert {"lead"} <= noise["points"][0].keys()
+    assert "no pair" in per_prompt["points"][0]["arms"]["dpo"]["error"]
+    crossing = content["crossing"]
+    assert [point["labels"] for point in crossing["points"]] == [8, 16, 32]
+    assert crossing["labels"] == 16
+    assert crossing["kto_up_rate"]["mean"] == content["arms"]["kto"]["up_rate"]["mean"]
+    kto = content["arms"]["kto"]
+    outcomes = kto["outcomes"]
+    assert outcomes["wins"] + outcomes["ties"] + outcomes["losses"] == 3
+    assert len(kto["by_seed"]) == 2
+    assert 0 <= kto["gain"]["p_value"] <= 1
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr("thumbtune.training.trainer.PreferenceTrainer.train", refuse)
+    monkeypatch.setattr("thumbtune.evaluation.judge.sample_completions", refuse)
+    monkeypatch.setattr(
+        "thumbtune.evaluation.arms.score_samples", lambda m, t, p, s: [[0.0] * len(r) for r in s]
+    )
+    again: list[Any] = []
+    repeated = compare(asking_for_all, model, tokenizer, on_stage, on_sizes=again.append)
+    assert again[0].done == len(arms)
+    for part in ("search", "sweeps", "crossing"):
+        assert json.loads(json.dumps(repeated[part])) == json.loads(json.dumps(content[part]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("kto", "dqo")}, "unknown method 'dqo'"),
+        ({"held_out": ["One?"]}, "1 held-out prompts"),
+        ({"validation": []}, "a search needs prompts of its own"),
+        ({"pool": ()}, "a crossing holds bought pairs against KTO"),
+        ({"users": None}, "bought pairs need users"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
+    asking_for_all: Request, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare(replace(asking_for_all, **change), None, None, on_stage)
+
+
+def make_scores(liked: list[list[float | None]], lengths: list[int]) -> measures.ArmScores:
+    from thumbtune.evaluation.generate import Sampled
+
+    samples = [
+        [Sampled("a", tuple(range(n)), None, 0.0) for _ in row] for row, n in zip(liked, lengths, strict=True)
+    ]
+    zeros = [[0.0] * len(row) for row in liked]
+    return measures.ArmScores(samples, liked, zeros, zeros)
+
+
+def test_wins_ties_losses_and_flips_worked_by_hand() -> None:
+    base = [[1.0], [1.0], [0.0], [0.0], [1.0]]
+    ours: list[list[float | None]] = [[1.0], [0.0], [1.0], [0.0], [None]]
+    assert measures.count_outcomes(ours, base) == {"wins": 1, "ties": 2, "losses": 1, "not_judged": 1}
+    # liked before: prompts 1 and 2 (the fifth was not judged); prompt 2 is not liked any more
+    flips = measures.estimate_negative_flips(ours, base)
+    assert flips is not None
+    assert (flips["mean"], flips["n"]) == (0.5, 2)
+    assert measures.estimate_negative_flips(ours, [[0.0]] * 5) is None
+
+
+def test_the_up_rate_at_the_base_s_length_worked_by_hand() -> None:
+    # the base's lengths 10, 20, 30, 40, one in each quarter. Ours: short ones liked (1), long ones not:
+    # quarters 1 and 2 hold 1, 1, 1 and 0; quarter 4 holds 0; quarter 3 nothing.
+    base = make_scores([[0.0]] * 4, [10, 20, 30, 40])
+    ours = make_scores([[1.0], [1.0], [1.0], [0.0], [0.0]], [10, 10, 20, 20, 40])
+    found = measures.estimate_at_base_length([ours], base)
+    # quarter 1: 1; quarter 2: 1/2; quarter 4: 0; each 1/4 of the base: (1 + 1/2 + 0) / 3 = 1/2, of 3/4
+    assert found == {"mean": pytest.approx(0.5), "covered": pytest.approx(0.75), "n": 5}
+    only_short = make_scores([[1.0]], [5])
+    assert measures.estimate_at_base_length([only_short], base) is None
 
 
 def test_the_budget_buys_its_pairs_and_counts_ties_and_an_empty_pool() -> None:

@@ -294,3 +294,34 @@ def test_the_command_prints_the_paths_it_wrote(write_run, comparison, capsys):
     folder = write_run(comparison)
     run_command(folder, pictures=None)
     assert capsys.readouterr().out.splitlines() == [str(folder / "report.html"), str(folder / "report.md")]
+
+
+def test_what_stands_beside_the_table_is_told_with_its_numbers(write_run, full_comparison):
+    folder = write_run(full_comparison)
+    markup = own_markup(report.write_report(folder).read_text(encoding="utf-8"))
+    for text in (
+        "Prompt by prompt</h2>",
+        "+32 points, p &lt; 0.001",
+        "30, 28, 6",
+        "31% (of 75%)",
+        "40%, 50%, 45%",
+        "What was tried</h2>",
+        "0.0009",
+        "failed: a loss is not a number",
+        "120 thumbs, 30% wrong: DPO failed (no prompt has both)",
+        "120 thumbs: KTO over DPO +30 points (+20 to +40 points)",
+        "DPO on bought pairs needs 3.1 times the labels of KTO (1.9 to more than 4.0; at 5 labels a pair).",
+    ):
+        assert text in markup, text
+    figures = embedded_data(report.write_report(folder).read_text(encoding="utf-8"))["figures"]
+    assert {"sweep-0", "crossing"} <= set(figures)
+    twin = report.write_markdown(folder).read_text(encoding="utf-8")
+    assert "## Prompt by prompt" in twin
+    assert "## What pairs cost" in twin
+    assert "needs 3.1 times the labels" in twin
+
+
+def test_a_comparison_without_them_has_none_of_these_parts(write_run, comparison):
+    markup = own_markup(report.write_report(write_run(comparison)).read_text(encoding="utf-8"))
+    for text in ("Prompt by prompt", "What was tried", "Under other conditions", "What pairs cost"):
+        assert text not in markup

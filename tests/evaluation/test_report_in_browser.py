@@ -131,6 +131,15 @@ def test_every_chart_is_drawn_with_points(visit, comparison):
     assert min(drawn) > 0
 
 
+def test_sweeps_and_the_crossing_are_drawn_and_their_texts_keep_apart(visit, full_comparison):
+    page = visit(full_comparison).page
+    assert min(count_drawn(page)) > 0
+    assert page.locator("#sweeps .chart").count() == 1
+    assert page.locator("#crossing .chart").count() == 1
+    assert find_overlaps(page) == []
+    assert page.locator("#against-the-base tbody tr").count() == 3
+
+
 def test_nine_arms_of_which_one_failed_draw_every_chart(visit, nine_arms):
     page = visit(nine_arms).page
     drawn = count_drawn(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,15 @@ Examples:
   thumbtune compare thumbs.jsonl --model ./model --taste brevity:24 --prompts held-out.txt --out runs/compare
 
   thumbtune compare thumbs.jsonl --model ./model --taste brevity:24 --n-held-out 64 --seeds 0,1,2 --out runs/compare
+
+  thumbtune compare thumbs.jsonl --model ./model --taste brevity:24 --methods all --trials 3 --out runs/family
+
+  thumbtune compare thumbs.jsonl --model ./model --taste brevity:24 --sweep noise=0,0.1,0.3 --sweep ratio=1:1,1:10@88 \
+      --pool-samples 4 --crossing 24,48,96 --out runs/sweeps
+
+  thumbtune compare thumbs.jsonl --model ./model --judge check:my_checks.py --out runs/checked
+
+  thumbtune compare thumbs.jsonl --model ./model --judge model:my-judge@http://127.0.0.1:8000/v1 --out runs/judged
 
 Started again, it goes on where it stopped.
 """
@@ -55,16 +65,39 @@ def compare(
     file: Path = typer.Argument(..., help="The thumbs; their number is the annotation budget."),
     model: str = typer.Option(..., "--model", "-m", help="Hub name or folder of the base model."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the comparison."),
-    taste: str = typer.Option(..., help="The simulated users' taste that judges, such as brevity:24."),
+    taste: str | None = typer.Option(
+        None, help="The simulated users' taste: they judge, and vote on held-out prompts; such as brevity:24."
+    ),
+    judge: str = typer.Option(
+        "users",
+        help="users; check:FILE.py[:FUNCTION] that says true or false of a prompt and a completion; or "
+        "model:NAME@URL, a second model behind an OpenAI-compatible URL (key: THUMBTUNE_JUDGE_KEY).",
+    ),
     prompts: Path | None = typer.Option(None, help="Held-out prompts: a line each, or JSONL with a prompt."),
     n_held_out: int = typer.Option(64, min=2, help="Everyday questions to hold out, without --prompts."),
-    methods: str = typer.Option("kto,dpo", help="Methods, with commas."),
+    system: str | None = typer.Option(None, help="System message before the everyday questions."),
+    methods: str = typer.Option("kto,dpo", help="Methods, with commas, or all."),
     seeds: str = typer.Option("0", help="Seeds, with commas."),
     pair_cost: float = typer.Option(5.0, min=1, help="Labels that one pair costs."),
     pool_samples: int = typer.Option(
         0, min=0, help="Samples a training prompt for bought pairs; 0: no such arm."
     ),
-    config: Path | None = typer.Option(None, help="Settings by name, from a .toml, .yaml or .json file."),
+    trials: int = typer.Option(
+        1, min=1, max=7, help="Learning rates and betas tried for each method, on prompts of their own."
+    ),
+    n_validation: int = typer.Option(32, min=2, help="Everyday questions on which --trials are judged."),
+    sweep: list[str] = typer.Option(
+        [],
+        help="Again under other conditions: noise=0,0.1 ratio=1:1,1:10@88 rows=50,100 per-prompt=1,all@60.",
+    ),
+    sweep_methods: str = typer.Option("kto,dpo", help="Methods of the sweeps, with commas."),
+    crossing: str | None = typer.Option(
+        None, help="Numbers of bought pairs, rising, with commas: how many do as well as the thumbs?"
+    ),
+    config: Path | None = typer.Option(
+        None,
+        help="Settings by name, from a .toml, .yaml or .json file; a table under a method's name is its own.",
+    ),
     lora_r: int = typer.Option(16, help="Rank of the adapters."),
     lora_targets: str = typer.Option("all-linear", help="Module names, with commas, or all-linear."),
     max_new_tokens: int = typer.Option(48, min=1, help="Longest completion, in tokens."),
@@ -75,31 +108,40 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print the path and the verdict as JSON."),
 ) -> None:
     """Train each method on the same thumbs and budget, and judge it on held-out prompts."""
-    from thumbtune.cli.train import default_settings
     from thumbtune.data.formats import read_rows
-    from thumbtune.data.synth.prompts import question_prompts, read_prompts
+    from thumbtune.data.synth.prompts import read_prompts
     from thumbtune.data.synth.users import SimulatedUsers, parse_taste
     from thumbtune.errors import ConfigError
+    from thumbtune.evaluation.conditions import parse_sweep
     from thumbtune.records import text_key
-    from thumbtune.training.settings import build_config, config_class, read_settings
+    from thumbtune.training.methods import METHODS
 
-    users = SimulatedUsers(parse_taste(taste))
-    try:
-        seed_list = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds {seeds!r}: whole numbers with commas, such as 0,1,2") from None
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    given = read_settings(config) if config else {}
-    settings = {name: default_settings(name) | given for name in names if config_class(name)}
-    for name in names:
-        build_config(name, settings[name] | {"output_dir": str(out)})  # refuse wrong settings before loading
+    users = SimulatedUsers(parse_taste(taste)) if taste else None
+    chosen_judge = _choose_judge(judge, users, out)
+    seed_list = _read_numbers("--seeds", seeds)
+    pair_counts = _read_numbers("--crossing", crossing) if crossing else []
+    if pair_counts != sorted(set(pair_counts)) or (pair_counts and pair_counts[0] < 1):
+        raise ConfigError(f"--crossing {crossing!r}: numbers of pairs, rising, such as 24,48,96")
+    if (pair_counts or pool_samples) and users is None:
+        raise ConfigError("bought pairs need someone who prefers: give a --taste")
+    names = list(METHODS) if methods == "all" else _read_names(methods)
+    swept = _read_names(sweep_methods)
+    sweeps = [parse_sweep(text) for text in sweep]
+    settings = _read_method_settings(config, {*names, *(swept if sweeps else ())}, out)
     rows = read_rows(file, skip_refused=skip_refused)
     rows = _as_thumbs(rows)
-    held_out = read_prompts(prompts) if prompts else question_prompts(n_held_out, seed=1)
     trained = {_last_text(example.prompt) for example in rows.examples}
-    clean = [prompt for prompt in held_out if _last_text(prompt) not in trained]
-    if len(clean) < len(held_out):
-        print(f"{len(held_out) - len(clean)} held-out prompts are in the thumbs: left out", file=sys.stderr)
+    if prompts:
+        held_out = read_prompts(prompts)
+        clean = [prompt for prompt in held_out if _last_text(prompt) not in trained]
+        if len(clean) < len(held_out):
+            print(
+                f"{len(held_out) - len(clean)} held-out prompts are in the thumbs: left out", file=sys.stderr
+            )
+    else:
+        clean = _draw_questions(n_held_out, 1, trained, system)
+    seen = trained | {_last_text(prompt) for prompt in clean}
+    validation = _draw_questions(n_validation, 2, seen, system) if trials > 1 else []
 
     from thumbtune.engine.loading import load_model_and_tokenizer
     from thumbtune.engine.reference import fingerprint_weights
@@ -127,6 +169,7 @@ def compare(
         rows=rows,
         held_out=clean,
         users=users,
+        judge=chosen_judge,
         out=out,
         pool=pool,
         methods=names,
@@ -135,7 +178,12 @@ def compare(
         lora={"r": lora_r, "targets": lora_targets},
         sampling=sampling,
         pair_cost=pair_cost,
-        title=f"{file.name}: {' and '.join(name.upper() for name in names)}",
+        title=f"{file.name}: {', '.join(METHODS[name].name for name in names)}",
+        validation=validation,
+        trials=trials,
+        sweeps=sweeps,
+        sweep_methods=swept,
+        pair_counts=pair_counts,
     )
     _run_and_report(request, loaded, tokenizer, as_json=as_json)
 
@@ -151,7 +199,7 @@ def demo(
 ) -> None:
     """The main job on a real small model: sample it, have simulated users vote, train KTO and DPO, compare."""
     from thumbtune.cli.train import default_settings
-    from thumbtune.data.synth.prompts import question_prompts
+    from thumbtune.data.synth.prompts import ask, question_prompts
     from thumbtune.data.synth.users import SimulatedUsers, parse_taste
 
     users = SimulatedUsers(parse_taste(taste), noise=noise, seed=seed)
@@ -159,8 +207,7 @@ def demo(
     if quick:
         out = out.with_name(out.name + "-quick")
     questions = [
-        [{"role": "system", "content": DEMO_SYSTEM_PROMPT}, {"role": "user", "content": question}]
-        for question in question_prompts(n_prompts + n_held_out, seed=seed)
+        ask(question, DEMO_SYSTEM_PROMPT) for question in question_prompts(n_prompts + n_held_out, seed=seed)
     ]
     training, held_out = questions[:n_prompts], questions[n_prompts:]
 
@@ -221,7 +268,14 @@ def _run_and_report(request: Any, model: Any, tokenizer: Any, *, as_json: bool) 
             yield progress
 
     try:
-        content = run(request, model, tokenizer, on_stage)
+        content = run(
+            request,
+            model,
+            tokenizer,
+            on_stage,
+            on_sizes=None if as_json else lambda sizes: _say_sizes(sizes, model),
+            on_arm=None if as_json else _say_left,
+        )
     except KeyboardInterrupt:
         print("Interrupted; what is done is kept. Run the same command again to go on.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -232,6 +286,23 @@ def _run_and_report(request: Any, model: Any, tokenizer: Any, *, as_json: bool) 
         return
     _print_table(content)
     print(f"\nReport: {path}")
+
+
+def _say_sizes(sizes: Any, model: Any) -> None:
+    """What will run, before it runs."""
+    gigabytes = 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    print(
+        f"{sizes.arms} arms at most, {sizes.done} of them done: {sizes.rows:,} rows to train and "
+        f"{sizes.completions:,} completions to sample. The weights alone take {gigabytes:.1f} GB; the time left is "
+        "told after each arm. Interrupted, it goes on from there.",
+        file=sys.stderr,
+    )
+
+
+def _say_left(done: int, total: int, seconds: float) -> None:
+    from thumbtune.cli.progress import format_seconds
+
+    print(f"{done} of {total} arms, about {format_seconds(seconds)} left", file=sys.stderr)
 
 
 def _print_table(content: dict[str, Any]) -> None:
@@ -269,6 +340,61 @@ def _format_arm(arm: dict[str, Any]) -> list[str]:
         f"{arm['peak_rss_mb']:,.0f}" if arm.get("peak_rss_mb") else "–",
         str((arm.get("spent") or {}).get("pairs") or "–"),
     ]
+
+
+def _choose_judge(text: str, users: Any, out: Path) -> Any:
+    from thumbtune.errors import ConfigError
+    from thumbtune.evaluation.judges import UsersJudge, load_checker, open_endpoint
+
+    kind, _, rest = text.partition(":")
+    if kind == "users" and not rest:
+        if users is None:
+            raise ConfigError("nobody judges: give a --taste for simulated users, or another --judge")
+        return UsersJudge(users)
+    if kind == "check" and rest:
+        return load_checker(rest)
+    name, at, url = rest.rpartition("@")
+    if kind == "model" and at and name and url.startswith(("http://", "https://")):
+        key = os.environ.get("THUMBTUNE_JUDGE_KEY")
+        return open_endpoint(url, name, api_key=key, kept=out / "judgements.jsonl")
+    raise ConfigError(f"--judge {text!r}: users, check:FILE.py, or model:NAME@http://…/v1")
+
+
+def _read_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _read_numbers(option: str, text: str) -> list[int]:
+    from thumbtune.errors import ConfigError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: whole numbers with commas, such as 0,1,2") from None
+
+
+def _read_method_settings(config: Path | None, names: set[str], out: Path) -> dict[str, dict[str, Any]]:
+    """Settings of each method: the command line's, the file's, and the file's table of the method's own name."""
+    from thumbtune.cli.train import default_settings
+    from thumbtune.training.methods import METHODS
+    from thumbtune.training.settings import build_config, config_class, read_settings
+
+    given = read_settings(config) if config else {}
+    own = {name: given.pop(name) for name in METHODS if isinstance(given.get(name), dict)}
+    settings = {}
+    for name in sorted(names):
+        start = {"beta": config_class(name).beta}  # a field's default is the class's attribute
+        settings[name] = start | default_settings(name) | given | own.get(name, {})
+        build_config(name, settings[name] | {"output_dir": str(out)})  # refuse wrong settings before loading
+    return settings
+
+
+def _draw_questions(n: int, seed: int, known: set[str], system: str | None) -> list[Any]:
+    """So many everyday questions that are not known yet."""
+    from thumbtune.data.synth.prompts import ask, question_prompts
+
+    drawn = [question for question in question_prompts(n + len(known), seed) if question not in known]
+    return [ask(question, system) for question in drawn[:n]]
 
 
 def _as_thumbs(rows: Any) -> Any:

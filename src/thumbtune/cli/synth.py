@@ -85,6 +85,7 @@ def simulate(
         min=1,
         help="How many prompts: everyday questions, or the first of --prompts.  [default: 64 or all]",
     ),
+    system: str | None = typer.Option(None, "--system", help="System message before the everyday questions."),
     completions: int = typer.Option(4, min=1, help="Completions of each prompt."),
     taste: str = typer.Option(
         "brevity:24",
@@ -116,7 +117,7 @@ def simulate(
 
     check_target(out, overwrite=overwrite)
     users = SimulatedUsers(parse_taste(taste), noise=noise, silence=silence, seed=seed)
-    asked = _choose_prompts(prompts, n_prompts, seed)
+    asked = _choose_prompts(prompts, n_prompts, seed, system)
     _check_facts_known(users.taste.name, asked)
     messages = [as_messages(prompt.text) for prompt in asked]
 
@@ -141,12 +142,14 @@ def simulate(
     _print_counts({"rows": len(rows), "prompts": len(asked), **counts, "out": str(out)}, as_json=as_json)
 
 
-def _choose_prompts(path: Path | None, n_prompts: int | None, seed: int) -> list[Prompt]:
-    from thumbtune.data.synth.prompts import Prompt, question_prompts, read_known_prompts
+def _choose_prompts(path: Path | None, n_prompts: int | None, seed: int, system: str | None) -> list[Prompt]:
+    from thumbtune.data.synth.prompts import Prompt, ask, question_prompts, read_known_prompts
     from thumbtune.errors import ConfigError
 
     if path is None:
-        return [Prompt(question) for question in question_prompts(n_prompts or 64, seed)]
+        return [Prompt(ask(question, system)) for question in question_prompts(n_prompts or 64, seed)]
+    if system is not None:
+        raise ConfigError("--system is for everyday questions: write it into the prompts of --prompts")
     known = read_known_prompts(path)
     if n_prompts is not None and n_prompts > len(known):
         raise ConfigError(f"asked for {n_prompts} prompts, {path} has {len(known)}: lower --n-prompts")

@@ -1,68 +1,53 @@
 """Methods compared on one base model, the same thumbs and the same annotation budget.
 
-Each arm is trained from the same base with the same seeds, and judged on held-out prompts: up-rate of fresh samples,
-AUC of the implicit reward on held-out votes, KL to the base per token, length, seconds, memory. Every stage is kept in
-the comparison's folder; started again, it goes on where it stopped.
+Each arm is trained from the same base with the same seeds, and judged on held-out prompts. Beside the table of methods
+there may be: a search of learning rate and β with as many trials for each; sweeps, which ask how the methods take
+fewer, unbalanced or wrong thumbs; and a crossing, which asks how many bought pairs do as well as the thumbs. Every arm
+is kept by content (`thumbtune.evaluation.arms`); started again, a comparison goes on where it stopped.
 
-DPO gets two lines: the pairs that these very thumbs contain, and the pairs that the same budget would have bought.
+A paired method gets the pairs that these very thumbs contain; DPO also those that the same budget would have bought.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from thumbtune.data.formats import Rows, describe_row
-from thumbtune.data.refusals import Refusals
+from thumbtune.data.formats import Rows
+from thumbtune.data.pairs import pair_thumbs
 from thumbtune.data.synth.users import Sample, SimulatedUsers
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import ConfigError, ThumbtuneError
-from thumbtune.evaluation.judge import (
-    Sampling,
-    judge_samples,
-    sample_with_cache,
-    score_samples,
+from thumbtune.evaluation.arm_report import (
+    add_leads,
+    estimate_liked,
+    join_liked,
+    report_arm,
+    report_base,
+    report_comparison,
+    write_completions,
 )
-from thumbtune.evaluation.measures import (
-    ArmScores,
-    Votes,
-    collect_held_out_votes,
-    count_rewards,
-    estimate_kl_per_token,
-    estimate_length,
-    join_seeds,
-    mean,
-)
+from thumbtune.evaluation.arms import ArmPlan, Bench, OnStage, Samples
+from thumbtune.evaluation.conditions import Condition, label, rows_of, vary
+from thumbtune.evaluation.crossing import find_crossing
+from thumbtune.evaluation.judge import Sampling
+from thumbtune.evaluation.judges import Judge, UsersJudge
+from thumbtune.evaluation.measures import ArmScores, collect_held_out_votes, mean
 from thumbtune.evaluation.pairs_bought import buy_pairs
-from thumbtune.evaluation.statistics import estimate_auc, estimate_mean, estimate_share
-from thumbtune.evaluation.verdict import list_caveats, write_verdict
-from thumbtune.records import Pair, Text, text_key
-from thumbtune.training.adapters import lora_config
-from thumbtune.training.manifest import describe_hardware, git_commit, now, package_versions, write_json
+from thumbtune.evaluation.search import Trial, choose, propose_settings
+from thumbtune.evaluation.statistics import estimate_mean
+from thumbtune.evaluation.work import Clock, OnArm, Sizes, weigh
+from thumbtune.records import Text
+from thumbtune.training.manifest import write_json
 from thumbtune.training.methods import METHODS
-from thumbtune.training.run import RunResult, run_training
-from thumbtune.training.settings import build_config
-from thumbtune.training.trainers import TRAINERS
+from thumbtune.training.run import RunResult
 
-OnStage = Callable[[str], Any]
-"""Called with a stage's name; gives a context manager that yields a progress callback (done, total, note)."""
-
-CURVE_NAMES = {
-    "step": "step",
-    "loss": "loss",
-    "z0": "z0",
-    "rewards/chosen": "reward_desirable",
-    "rewards/rejected": "reward_undesirable",
-    "auc": "auc",
-    "saturated_share": "saturated_share",
-}
+Arm = tuple[list[RunResult], list[ArmScores]]
+"""The runs of an arm and what they say, seed by seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +59,11 @@ class Request:
     """The thumbs; their number is the annotation budget, in labels."""
     held_out: Sequence[Text]
     """Prompts that no arm trains on."""
-    users: SimulatedUsers
-    """Who judges, and who voted."""
+    users: SimulatedUsers | None
+    """Who voted, and who votes on held-out prompts; None where people voted, and the judge's word is taken there."""
     out: Path
+    judge: Judge | None = None
+    """Who judges; the users unless given."""
     pool: Sequence[Sequence[Sample]] = ()
     """Samples by training prompt, for the pairs that the budget would buy; without it that arm is left out."""
     methods: Sequence[str] = ("kto", "dpo")
@@ -88,299 +75,324 @@ class Request:
     pair_cost: float = 5.0
     """Labels that one pair costs."""
     title: str = "Comparison"
+    validation: Sequence[Text] = ()
+    """Prompts on which settings are searched; neither trained on nor judged in a table."""
+    trials: int = 1
+    """Settings tried per method; 1 takes the ones given."""
+    sweeps: Sequence[tuple[str, Sequence[Condition]]] = ()
+    sweep_methods: Sequence[str] = ("kto", "dpo")
+    pair_counts: Sequence[int] = ()
+    """How many pairs are bought for each point of the crossing; empty leaves it out."""
 
 
-@dataclass(frozen=True, slots=True)
-class ArmPlan:
-    """One line of the comparison, before training."""
+@dataclass
+class Comparison:
+    """A comparison under way."""
 
-    key: str
-    name: str
-    method: str
-    rows: Rows
-    bought: Mapping[str, int] = field(default_factory=dict)
+    request: Request
+    bench: Bench
+    judge: Judge
+    base: ArmScores
+
+    def run(self, plan: ArmPlan) -> Arm:
+        """An arm with every seed, judged."""
+        runs, scores = [], []
+        for seed in self.request.seeds:
+            run, said = self.bench.run(plan, seed, self._base_samples)
+            runs.append(run)
+            scores.append(self.score(said))
+        return runs, scores
+
+    def score(self, said: Samples) -> ArmScores:
+        liked = self.judge.judge(self.bench.prompts, said.samples, self.base.samples)
+        return ArmScores(said.samples, liked, said.base_log_probs, said.vote_log_ratios)
+
+    @property
+    def _base_samples(self) -> Samples:
+        return Samples(self.base.samples, self.base.base_log_probs, self.base.vote_log_ratios)
 
 
-def compare(request: Request, model: Any, tokenizer: Any, on_stage: OnStage) -> dict[str, Any]:
+def compare(
+    request: Request,
+    model: Any,
+    tokenizer: Any,
+    on_stage: OnStage,
+    *,
+    on_sizes: Callable[[Sizes], None] | None = None,
+    on_arm: OnArm | None = None,
+) -> dict[str, Any]:
     """Train and judge every arm; gives the content of `compare.json`, which is written with `completions.jsonl`.
 
     `model` is the base and is handed back as it was. An arm that is refused is reported as an error, not left out.
+    `on_sizes` is told what there is to do before it begins, `on_arm` after each arm how much of it is left.
     """
+    check_request(request)
+    bench = Bench(
+        model=model,
+        tokenizer=tokenizer,
+        identity=fingerprint_weights(model),
+        prompts=request.held_out,
+        sampling=request.sampling,
+        lora=request.lora,
+        folder=request.out,
+        on_stage=on_stage,
+    )
+    sizes, clock = measure_work(request, bench, on_arm)
+    if on_sizes is not None:
+        on_sizes(sizes)
+    bench = replace(bench, clock=clock)
+    comparison = begin(request, bench)
+    settings, search = search_settings(request, bench)
+    request = comparison.request = replace(request, settings=settings)
+    votes = collect_held_out_votes(request.users, request.held_out, comparison.base)
+    arms: dict[str, Any] = {"base": report_base(comparison.base)}
+    scores: dict[str, list[ArmScores]] = {"base": [comparison.base]}
+    for plan in plan_arms(request):
+        try:
+            runs, scores[plan.key] = comparison.run(plan)
+        except ThumbtuneError as error:
+            arms[plan.key] = {"name": plan.name, "method": plan.method, "error": str(error)}
+            continue
+        arms[plan.key] = report_arm(request, plan, runs, scores[plan.key], comparison.base, votes)
+    add_leads(arms, scores)
+    content = report_comparison(
+        request,
+        comparison.judge,
+        arms,
+        votes,
+        search=search,
+        sweeps=[run_sweep(comparison, over, conditions) for over, conditions in request.sweeps],
+        crossing=run_crossing(comparison, scores) if request.pair_counts else None,
+    )
+    write_json(content, request.out / "compare.json")
+    write_completions(request, scores)
+    return content
+
+
+def begin(request: Request, bench: Bench) -> Comparison:
+    """The base, sampled and judged."""
+    judge = request.judge
+    if judge is None:
+        if request.users is None:
+            raise ConfigError("nobody judges: give users, or a judge")
+        judge = UsersJudge(request.users)
+    said = bench.sample_base()
+    liked = judge.judge(bench.prompts, said.samples, said.samples)
+    base = ArmScores(said.samples, liked, said.base_log_probs, said.vote_log_ratios)
+    return Comparison(request, bench, judge, base)
+
+
+def check_request(request: Request) -> None:
+    """Raise `ConfigError` where something cannot be compared, before anything is trained."""
     if len(request.held_out) < 2:
         raise ConfigError(
             f"{len(request.held_out)} held-out prompts: at least 2 are needed, 50 tell something"
         )
-    base_identity = fingerprint_weights(model)
-    with on_stage("Base: sampling") as progress:
-        base = _score_base(request, model, tokenizer, base_identity, progress)
-    votes = collect_held_out_votes(request.users, request.held_out, base)
-    arms: dict[str, Any] = {"base": _report_base(base)}
-    scores: dict[str, list[ArmScores]] = {"base": [base]}
-    for plan in plan_arms(request):
-        try:
-            runs, scores[plan.key] = _run_arm(request, plan, model, tokenizer, base, on_stage)
-        except ThumbtuneError as error:
-            arms[plan.key] = {"name": plan.name, "method": plan.method, "error": str(error)}
-            continue
-        arms[plan.key] = _report_arm(request, plan, runs, scores[plan.key], base, votes)
-    _add_leads(arms, scores)
-    content = _report_comparison(request, arms, votes)
-    write_json(content, request.out / "compare.json")
-    _write_completions(request, scores)
-    return content
+    for method in [*request.methods, *request.sweep_methods]:
+        if method not in METHODS:
+            raise ConfigError(f"unknown method '{method}': {', '.join(METHODS)}")
+    if request.trials > 1 and len(request.validation) < 2:
+        raise ConfigError("a search needs prompts of its own: at least 2, 20 tell something")
+    if request.pool and request.users is None:
+        raise ConfigError("bought pairs need users who prefer one of two completions")
+    if request.pair_counts and ("kto" not in request.methods or not request.pool):
+        raise ConfigError(
+            "a crossing holds bought pairs against KTO: it needs 'kto' among the methods, and samples for the pairs"
+        )
 
 
 def plan_arms(request: Request) -> list[ArmPlan]:
-    """The arms in the order of the report."""
+    """The arms of the table, in the order of the report."""
     plans = []
     for method in request.methods:
-        if method not in TRAINERS:
-            raise ConfigError(f"unknown method '{method}': {', '.join(TRAINERS)}")
+        name, settings = METHODS[method].name, request.settings.get(method, {})
         if not METHODS[method].paired:
-            plans.append(ArmPlan(method, method.upper(), method, request.rows))
+            plans.append(ArmPlan(method, name, method, request.rows, settings))
             continue
-        plans.append(ArmPlan(method, f"{method.upper()} (pairs in the thumbs)", method, request.rows))
-        if request.pool:
-            pairs, counts = buy_pairs(
-                request.pool,
-                request.users,
-                labels=len(request.rows.examples),
-                pair_cost=request.pair_cost,
-                seed=request.seeds[0],
-            )
-            if pairs:
-                name = f"{method.upper()} (bought pairs)"
-                plans.append(ArmPlan(f"{method}_bought", name, method, _rows_of_pairs(pairs), counts))
+        plans.append(ArmPlan(method, f"{name} (pairs in the thumbs)", method, request.rows, settings))
+        if request.pool and method == "dpo":
+            bought = int(len(request.rows.examples) // request.pair_cost)
+            plans += plan_bought(request, method, bought, f"{method}_bought", f"{name} (bought pairs)")
     return plans
 
 
-def _rows_of_pairs(pairs: list[Pair]) -> Rows:
-    lines = [json.dumps(describe_row(pair), sort_keys=True, ensure_ascii=False) for pair in pairs]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return Rows([], pairs, Refusals(), digest, len(pairs), "bought pairs")
+def plan_bought(request: Request, method: str, n_pairs: int, key: str, name: str) -> list[ArmPlan]:
+    """The arm of so many bought pairs; none where all of them are ties."""
+    assert request.users is not None
+    pairs, counts = buy_pairs(request.pool, request.users, labels=n_pairs, pair_cost=1, seed=request.seeds[0])
+    if not pairs:
+        return []
+    return [
+        ArmPlan(key, name, method, rows_of(pairs, "bought pairs"), request.settings.get(method, {}), counts)
+    ]
 
 
-# ---- running
-
-
-def _score_base(request: Request, model: Any, tokenizer: Any, identity: str, progress: Any) -> ArmScores:
-    samples = sample_with_cache(
-        model,
-        tokenizer,
-        request.held_out,
-        request.sampling,
-        request.out / "base" / "samples.json",
-        identity,
-        progress,
+def measure_work(request: Request, bench: Bench, on_arm: OnArm | None) -> tuple[Sizes, Clock]:
+    """What there is to do. Settings that a search will choose are not known yet: the starting ones stand for them."""
+    plans = [(plan, seed, bench) for plan in plan_arms(request) for seed in request.seeds]
+    for _, conditions in request.sweeps:
+        for method, condition, seed in product(request.sweep_methods, conditions, request.seeds):
+            with suppress(ThumbtuneError):
+                rows = vary(request.rows, condition, seed)
+                settings = request.settings.get(method, {})
+                plans.append((ArmPlan(method, "", method, rows, settings), seed, bench))
+    for n_pairs in request.pair_counts:
+        plans += [
+            (p, seed, bench) for p in plan_bought(request, "dpo", n_pairs, "", "") for seed in request.seeds
+        ]
+    if request.trials > 1:
+        validating = replace(bench, prompts=request.validation)
+        for method in request.methods:
+            arm = _choose_searched(request, method)
+            for settings in propose_settings(request.settings.get(method, {}), request.trials):
+                plans.append((replace(arm, settings=settings), request.seeds[0], validating))
+    arms = {(where.name_arm(plan, seed), id(where)): (plan, seed, where) for plan, seed, where in plans}
+    left = [(plan, where) for plan, seed, where in arms.values() if not where.is_done(plan, seed)]
+    sizes = Sizes(
+        arms=len(arms),
+        done=len(arms) - len(left),
+        rows=sum(count_rows(plan) for plan, _ in left),
+        completions=sum(where.n_completions for _, where in left),
     )
-    log_probs = score_samples(model, tokenizer, request.held_out, samples)
-    liked = judge_samples(request.users, request.held_out, samples)
-    return ArmScores(samples, liked, log_probs, [[0.0] * len(row) for row in samples])
+    return sizes, Clock(len(left), weigh(sizes.rows, sizes.completions), on_arm)
 
 
-def _run_arm(
-    request: Request, plan: ArmPlan, model: Any, tokenizer: Any, base: ArmScores, on_stage: OnStage
-) -> tuple[list[RunResult], list[ArmScores]]:
-    runs, scores = [], []
-    for seed in request.seeds:
-        folder = request.out / "arms" / f"{plan.key}-seed{seed}"
-        settings = {**request.settings.get(plan.method, {}), "seed": seed, "output_dir": str(folder)}
-        label = plan.name if len(request.seeds) == 1 else f"{plan.name}, seed {seed}"
-        with _adapter_on(model, tokenizer, plan, settings, request.lora) as trainer:
-            with on_stage(f"{label}: training") as progress:
-                run = run_training(trainer, on_progress=_report_to(progress))
-            if not run.finished:
-                raise KeyboardInterrupt
-            if trainer.state.global_step == 0:  # it was finished before: take its weights
-                _load_adapter(trainer.model, folder)
-            with on_stage(f"{label}: judging") as progress:
-                scores.append(_score_arm(request, trainer.model, tokenizer, base, run, folder, progress))
-        runs.append(run)
-    return runs, scores
+def count_rows(plan: ArmPlan) -> int:
+    """Rows that an arm trains: thumbs, or the pairs that are in them."""
+    if not METHODS[plan.method].paired:
+        return len(plan.rows.examples) or 2 * len(plan.rows.pairs)
+    return len(plan.rows.pairs) or len(pair_thumbs(plan.rows.examples).pairs)
 
 
-@contextmanager
-def _adapter_on(
-    model: Any, tokenizer: Any, plan: ArmPlan, settings: Mapping[str, Any], lora: Mapping[str, Any]
-) -> Iterator[Any]:
-    """A trainer whose fresh adapter sits on the shared base, taken off again afterwards."""
-    trainer = TRAINERS[plan.method](
-        model=model,
-        args=build_config(plan.method, settings),
-        train_dataset=plan.rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(**lora),
+# ---- settings
+
+
+def search_settings(
+    request: Request, bench: Bench
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """The best settings of each method, and all that was tried; those given where nothing is searched."""
+    if request.trials == 1:
+        return dict(request.settings), {}
+    validating = begin(request, replace(bench, prompts=request.validation))
+    chosen: dict[str, Mapping[str, Any]] = {}
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for method in request.methods:
+        arm = _choose_searched(request, method)
+        trials = []
+        for settings in propose_settings(request.settings.get(method, {}), request.trials):
+            trials.append(_try(validating, replace(arm, settings=settings), request.seeds[0]))
+        chosen[method] = choose(trials)
+        tried[method] = [
+            {
+                "settings": {name: trial.settings[name] for name in ("learning_rate", "beta")},
+                "up_rate": trial.up_rate.as_dict() if trial.up_rate else None,
+                "error": trial.error,
+                "chosen": trial.settings == chosen[method],
+            }
+            for trial in trials
+        ]
+    return dict(request.settings) | chosen, tried
+
+
+def _choose_searched(request: Request, method: str) -> ArmPlan:
+    """The arm that a method's settings are searched on: the one with most rows."""
+    return max((plan for plan in plan_arms(request) if plan.method == method), key=count_rows)
+
+
+def _try(comparison: Comparison, plan: ArmPlan, seed: int) -> Trial:
+    shown = (
+        f"{plan.name}, learning rate {plan.settings['learning_rate']:.2g}, beta {plan.settings['beta']:.2g}"
     )
     try:
-        yield trainer
-    finally:
-        trainer.model.unload()
-        model.requires_grad_(True)
+        _, said = comparison.bench.run(plan, seed, comparison._base_samples, shown)
+    except ThumbtuneError as error:
+        return Trial(plan.settings, None, str(error))
+    return Trial(plan.settings, estimate_liked([comparison.score(said)]))
 
 
-def _load_adapter(model: Any, folder: Path) -> None:
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+# ---- sweeps
 
 
-def _score_arm(
-    request: Request, model: Any, tokenizer: Any, base: ArmScores, run: RunResult, folder: Path, progress: Any
-) -> ArmScores:
-    samples = sample_with_cache(
-        model, tokenizer, request.held_out, request.sampling, folder / "samples.json", run.identity, progress
-    )
-    held_log_probs = score_samples(model, tokenizer, request.held_out, base.samples)
-    with model.disable_adapter():
-        base_log_probs = score_samples(model, tokenizer, request.held_out, samples)
-    ratios = (torch.tensor(held_log_probs) - torch.tensor(base.base_log_probs)).tolist()
-    return ArmScores(samples, judge_samples(request.users, request.held_out, samples), base_log_probs, ratios)
+def run_sweep(comparison: Comparison, over: str, conditions: Sequence[Condition]) -> dict[str, Any]:
+    """Each condition with each method of the sweep, each seed with rows of its own drawing."""
+    points = [
+        _run_point(comparison, condition) | {"label": label(over, condition)} for condition in conditions
+    ]
+    return {"over": over, "methods": list(comparison.request.sweep_methods), "points": points}
 
 
-def _report_to(progress: Any) -> Callable[[str, int, int, Mapping[str, float]], None]:
-    def show(stage: str, done: int, total: int, latest: Mapping[str, float]) -> None:
-        loss = f"loss {latest['loss']:.3f}" if "loss" in latest else ""
-        progress(done, total, "reference pass" if stage == "reference" else loss)
-
-    return show
-
-
-# ---- reporting
-
-
-def _report_base(base: ArmScores) -> dict[str, Any]:
-    return {
-        "name": "Base",
-        "method": None,
-        "up_rate": estimate_share(base.liked).as_dict(),
-        "auc": None,
-        "kl_per_token": None,
-        "length": estimate_length([base]),
-        "seconds": 0.0,
-        "peak_rss_mb": None,
-        "spent": None,
-        "curve": [],
-        "reward_histogram": None,
-        "config": {},
-    }
-
-
-def _report_arm(
-    request: Request,
-    plan: ArmPlan,
-    runs: list[RunResult],
-    scores: list[ArmScores],
-    base: ArmScores,
-    votes: Votes,
-) -> dict[str, Any]:
-    manifest = json.loads((runs[0].folder / "manifest.json").read_text())
-    config = manifest["config"]
-    ratios = [score.vote_log_ratios[i][k] for score in scores for i, k in votes.places]
-    labels, prompts = votes.labels * len(scores), votes.prompts * len(scores)
-    auc = estimate_auc(ratios, labels, prompts)
-    liked = join_seeds([score.liked for score in scores])
-    gain = [mean(row) - mean(reference) for row, reference in zip(liked, base.liked, strict=True)]
-    return {
-        "name": plan.name,
-        "method": plan.method,
-        "up_rate": estimate_share(liked).as_dict(),
-        "gain": estimate_mean(gain).as_dict(),
-        "auc": auc.as_dict() if auc else None,
-        "kl_per_token": estimate_kl_per_token(scores),
-        "length": estimate_length(scores),
-        "seconds": sum(run.seconds for run in runs) / len(runs),
-        "peak_rss_mb": max(run.peak_rss_mb for run in runs),
-        "spent": {
-            "labels": len(request.rows.examples),
-            "rows": runs[0].data["rows"],
-            "pairs": runs[0].data["rows"] if METHODS[plan.method].paired else 0,
-            "left_over": {name: n for name, n in runs[0].data["counts"].items() if n},
-            **plan.bought,
-        },
-        "alarms": [alarm for run in runs for alarm in run.alarms],
-        "adjustments": runs[0].adjustments,
-        "curve": [
-            {ours: entry[theirs] for theirs, ours in CURVE_NAMES.items() if theirs in entry}
-            for entry in runs[0].curve
-            if "loss" in entry
-        ],
-        "reward_histogram": count_rewards([config["beta"] * ratio for ratio in ratios], labels),
-        "config": {
-            name: config[name]
-            for name in ("learning_rate", "beta", "num_train_epochs", "per_device_train_batch_size",
-                         "gradient_accumulation_steps", "desirable_weight", "undesirable_weight", "loss_type")
-            if name in config
-        } | {"lora": dict(request.lora), "steps": runs[0].steps},
-    }  # fmt: skip
+def _run_point(comparison: Comparison, condition: Condition) -> dict[str, Any]:
+    request = comparison.request
+    point: dict[str, Any] = {"condition": condition.name, "arms": {}}
+    liked: dict[str, list[list[float]]] = {}
+    for method in request.sweep_methods:
+        settings = request.settings.get(method, {})
+        try:
+            runs, scores = [], []
+            for seed in request.seeds:
+                rows = vary(request.rows, condition, seed)
+                plan = ArmPlan(method, f"{METHODS[method].name}, {condition.name}", method, rows, settings)
+                run, said = comparison.bench.run(plan, seed, comparison._base_samples)
+                runs.append(run)
+                scores.append(comparison.score(said))
+        except ThumbtuneError as error:
+            point["arms"][method] = {"name": METHODS[method].name, "error": str(error)}
+            continue
+        liked[method] = join_liked(scores)
+        point["arms"][method] = {
+            "name": METHODS[method].name,
+            "up_rate": estimate_liked(scores).as_dict(),
+            "rows": sum(run.data["rows"] for run in runs) / len(runs),
+            "steps": sum(run.steps for run in runs) / len(runs),
+            "seeds": len(runs),
+        }
+    if len(liked) == 2:
+        first, second = liked.values()
+        lead = [mean(a) - mean(b) for a, b in zip(first, second, strict=True) if a and b]
+        point["lead"] = estimate_mean(lead).as_dict()
+    return point
 
 
-def _add_leads(arms: dict[str, Any], scores: Mapping[str, list[ArmScores]]) -> None:
-    """KTO's lead over each other arm, paired by prompt."""
-    if "kto" not in scores:
-        return
-    kto = join_seeds([score.liked for score in scores["kto"]])
-    for key, arm_scores in scores.items():
-        if key not in ("base", "kto"):
-            other = join_seeds([score.liked for score in arm_scores])
-            lead = [mean(a) - mean(b) for a, b in zip(kto, other, strict=True)]
-            arms[key]["kto_lead"] = estimate_mean(lead).as_dict()
+# ---- the price of pairs
 
 
-def _report_comparison(request: Request, arms: dict[str, Any], votes: Votes) -> dict[str, Any]:
-    examples = request.rows.examples
-    judge = f"simulated user with the taste '{request.users.taste.name}'"
-    return {
-        "title": request.title,
-        "created_at": now(),
-        "git_commit": git_commit(),
-        "seeds": list(request.seeds),
-        "model": request.model_name,
-        "data": {
-            "source": request.rows.source,
-            "digest": request.rows.digest,
-            "rows": len(examples),
-            "desirable": sum(example.label for example in examples),
-            "undesirable": sum(not example.label for example in examples),
-            "prompts": len({text_key(example.prompt) for example in examples}),
-            "held_out_prompts": len(request.held_out),
-            "held_out_votes": len(votes.labels),
-            "refused": request.rows.refusals.as_dict(),
-        },
-        "budget": {"labels": len(examples), "pair_cost_labels": request.pair_cost},
-        "judge": {
-            "kind": "simulated user",
-            "taste": request.users.taste.name,
-            "noise": request.users.noise,
-            "silence": request.users.silence,
-            "seed": request.users.seed,
-            "description": judge,
-        },
-        "sampling": asdict(request.sampling),
-        "verdict": write_verdict(arms, len(examples)),
-        "caveats": list_caveats(
-            seeds=request.seeds,
-            judge=judge,
-            n_prompts=len(request.held_out),
-            temperature=request.sampling.temperature,
-            arms=arms,
-        ),
-        "hardware": describe_hardware(),
-        "versions": package_versions(),
-        "arms": arms,
-    }
-
-
-def _write_completions(request: Request, scores: Mapping[str, list[ArmScores]]) -> None:
-    path = request.out / "completions.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for i, prompt in enumerate(request.held_out):
-            arms = {
-                key: [
-                    {"text": s.text, "label": liked, "n_tokens": len(s.token_ids), "finished": s.finished}
-                    for s, liked in zip(arm[0].samples[i], arm[0].liked[i], strict=True)
-                ]
-                for key, arm in scores.items()
+def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) -> dict[str, Any]:
+    """DPO on more and more bought pairs, against KTO on the thumbs."""
+    request = comparison.request
+    labels = len(request.rows.examples)
+    points, by_count = [], []
+    for n_shown in request.pair_counts:
+        (plan,) = plan_bought(request, "dpo", n_shown, "dpo_bought", f"DPO ({n_shown} pairs bought)")
+        _, arm = comparison.run(plan)
+        by_count.append([mean(row) for row in join_liked(arm)])
+        points.append(
+            {
+                "pairs_bought": n_shown,
+                "labels": n_shown * request.pair_cost,
+                "pairs": len(plan.rows.pairs),
+                "tied": plan.bought["tied"],
+                "up_rate": estimate_liked(arm).as_dict(),
             }
-            shown = prompt if isinstance(prompt, str) else list(prompt)
-            file.write(json.dumps({"prompt": shown, "arms": arms}, ensure_ascii=False) + "\n")
+        )
+    target = [mean(row) for row in join_liked(scores["kto"])]
+    found = find_crossing(request.pair_counts, by_count, target)
+    return {
+        "labels": labels,
+        "pair_cost": request.pair_cost,
+        "kto_up_rate": estimate_liked(scores["kto"]).as_dict(),
+        "points": points,
+        "pairs": _finite(found.pairs),
+        "low": _finite(found.low),
+        "high": _finite(found.high),
+        "share_beyond": found.share_beyond,
+        "times_the_labels": {
+            name: _finite(value * request.pair_cost / labels)
+            for name, value in (("mean", found.pairs), ("low", found.low), ("high", found.high))
+        },
+        "fewest": request.pair_counts[0],
+        "most": request.pair_counts[-1],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return None if value == float("inf") else value

@@ -9,7 +9,7 @@ from typing import Any
 from thumbtune.data.synth.users import SimulatedUsers
 from thumbtune.evaluation.generate import Sampled
 from thumbtune.evaluation.judge import as_user_sample
-from thumbtune.evaluation.statistics import estimate_mean, estimate_ratio
+from thumbtune.evaluation.statistics import estimate_mean, estimate_ratio, estimate_share
 from thumbtune.records import Text
 
 
@@ -18,7 +18,8 @@ class ArmScores:
     """One trained arm (or the base) on the held-out prompts; outer lists by prompt."""
 
     samples: list[list[Sampled]]
-    liked: list[list[bool]]
+    liked: list[list[float | None]]
+    """1 for a 👍, 0 for a 👎, a half where the judge could not tell, None where it failed."""
     base_log_probs: list[list[float]]
     """Of the arm's own samples, under the base."""
     vote_log_ratios: list[list[float]]
@@ -35,14 +36,18 @@ class Votes:
     """(prompt, sample) of each vote."""
 
 
-def collect_held_out_votes(users: SimulatedUsers, prompts: Sequence[Text], base: ArmScores) -> Votes:
-    """The users' votes on the base's samples, with their noise and silence."""
+def collect_held_out_votes(users: SimulatedUsers | None, prompts: Sequence[Text], base: ArmScores) -> Votes:
+    """The users' votes on the base's samples, with their noise and silence; without users what the judge said."""
     votes = Votes([], [], [])
     for i, (prompt, row) in enumerate(zip(prompts, base.samples, strict=True)):
         for k, sample in enumerate(row):
-            label = users.vote(as_user_sample(prompt, sample), key=f"held-out/{i}/{k}")
-            if label is not None:
-                votes.labels.append(label)
+            label = (
+                base.liked[i][k]
+                if users is None
+                else users.vote(as_user_sample(prompt, sample), key=f"held-out/{i}/{k}")
+            )
+            if label in (0, 1):
+                votes.labels.append(bool(label))
                 votes.prompts.append(i)
                 votes.places.append((i, k))
     return votes
@@ -66,6 +71,62 @@ def estimate_length(scores: list[ArmScores]) -> dict[str, float]:
     """Tokens in a completion."""
     by_prompt = join_seeds([[[len(s.token_ids) for s in row] for row in score.samples] for score in scores])
     return estimate_mean([mean(row) for row in by_prompt]).as_dict()
+
+
+def judged(by_prompt: Sequence[Sequence[float | None]]) -> list[list[float]]:
+    """The outcomes without those that the judge failed at."""
+    return [[outcome for outcome in row if outcome is not None] for row in by_prompt]
+
+
+def count_outcomes(
+    ours: Sequence[Sequence[float | None]], theirs: Sequence[Sequence[float | None]]
+) -> dict[str, int]:
+    """Prompts on which the mean is above the other's, equal, below; and completions that the judge failed at."""
+    pairs = [(mean(a), mean(b)) for a, b in zip(judged(ours), judged(theirs), strict=True) if a and b]
+    return {
+        "wins": sum(a > b for a, b in pairs),
+        "ties": sum(a == b for a, b in pairs),
+        "losses": sum(a < b for a, b in pairs),
+        "not_judged": sum(outcome is None for row in ours for outcome in row),
+    }
+
+
+def estimate_negative_flips(
+    ours: Sequence[Sequence[float | None]], base: Sequence[Sequence[float | None]]
+) -> dict[str, float] | None:
+    """Share of prompts whose answer was liked before and is not any more; None where the base was never liked.
+
+    Liked: by more than half of its samples. n: prompts on which the base was liked.
+    """
+    pairs = [(mean(a), mean(b)) for a, b in zip(judged(ours), judged(base), strict=True) if a and b]
+    flips = [[a <= 0.5] for a, b in pairs if b > 0.5]
+    return estimate_share(flips).as_dict() if flips else None
+
+
+def estimate_at_base_length(
+    scores: Sequence[ArmScores], base: ArmScores, bins: int = 4
+) -> dict[str, float] | None:
+    """Up-rate if the arm's completions were as long as the base's: by quarters of the base's lengths, each counted as
+    often as it is there. `covered` is the share of the base's completions in quarters that the arm has any in; the rest
+    cannot be told. None where that is under a half.
+    """
+    import numpy as np
+
+    lengths = np.array([len(s.token_ids) for row in base.samples for s in row], float)
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1]))
+    shares = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges) + 1) / len(lengths)
+    outcomes: list[list[float]] = [[] for _ in shares]
+    for score in scores:
+        for samples, liked in zip(score.samples, score.liked, strict=True):
+            for sample, outcome in zip(samples, liked, strict=True):
+                if outcome is not None:
+                    outcomes[int(np.searchsorted(edges, len(sample.token_ids)))].append(outcome)
+    known = [(share, values) for share, values in zip(shares, outcomes, strict=True) if values]
+    covered = sum(share for share, _ in known)
+    if covered < 0.5:
+        return None
+    rate = sum(share * mean(values) for share, values in known) / covered
+    return {"mean": float(rate), "covered": float(covered), "n": sum(len(values) for _, values in known)}
 
 
 def join_seeds(by_seed: list[list[list[Any]]]) -> list[list[Any]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from thumbtune.errors import ConfigError
 from thumbtune.evaluation.comparison_record import Comparison, read_comparison, read_completions
+from thumbtune.evaluation.paired_tables import list_tables
 from thumbtune.evaluation.palette import DARK_OF, INK, PAPER, assign_looks, write_colour_variables
 from thumbtune.evaluation.report_sections import (
     COLUMNS,
@@ -114,6 +115,7 @@ def render_page(comparison: Comparison, completions: list[dict[str, Any]]) -> st
         ],
         places={arm.key: place for place, arm in enumerate(comparison.arms)},
         sections=sections,
+        tables=list_tables(comparison),
         completions=completions,
         methods=list_methods(comparison),
         configs=[(arm, list_facts(dict(arm.spent)), list_facts(arm.config)) for arm in comparison.arms],
@@ -143,6 +145,14 @@ def render_markdown(comparison: Comparison) -> str:
             cells = [f"failed: {arm.error}"] + [""] * (len(COLUMNS) - 1)
         lines.append(f"| {' | '.join(map(cell, [arm.name, *cells]))} |")
     lines += ["", f"In brackets: {name_level(comparison)}. n: completions judged."]
+    for table in list_tables(comparison):
+        lines += ["", f"## {table.heading}", "", f"| {' | '.join(map(cell, table.columns))} |"]
+        lines += [f"| --- |{' ---: |' * (len(table.columns) - 1)}"]
+        lines += [f"| {' | '.join(map(cell, row))} |" for row in table.rows]
+        lines += ["", cell(table.caption)]
+    for section in draw_sections(comparison):
+        if section.slug in ("sweeps", "crossing"):
+            lines += ["", f"## {section.heading}", "", cell(section.caption)]
     lines += ["", "What this does not show:", ""] if comparison.caveats else []
     lines += [f"- {cell(caveat)}" for caveat in comparison.caveats]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thumbtune.evaluation import charts, training_charts
+from thumbtune.evaluation import charts, condition_charts, training_charts
 from thumbtune.evaluation.comparison_record import Arm, Comparison, read_number
 from thumbtune.evaluation.wording import (
     MISSING,
@@ -94,6 +94,23 @@ def draw_sections(comparison: Comparison) -> list[ChartSection]:
             + _name_absent(comparison, lambda arm: arm is base or arm.kl_per_token),
             _one("gain", gain, "Gain in up-rate against KL by arm"),
             names_arms=gain is not None and not gain.layout.annotations,
+        ),
+        ChartSection(
+            "sweeps",
+            "Under other conditions",
+            f"Up-rates with the thumbs changed before training; every seed draws anew. Whiskers: {level}."
+            f"{reference} {_say_sweeps(comparison)}",
+            _sweep_panels(comparison),
+        ),
+        ChartSection(
+            "crossing",
+            "What pairs cost",
+            _say_crossing(comparison) + f" Band and whiskers: {level}.{reference}",
+            _one(
+                "crossing",
+                condition_charts.draw_crossing(comparison),
+                "DPO's up-rate by the cost of its pairs",
+            ),
         ),
         ChartSection(
             "curves",
@@ -199,6 +216,39 @@ def _metric_panels(comparison: Comparison) -> tuple[Panel, ...]:
             title,
         )
     )
+
+
+def _list_sweeps(comparison: Comparison) -> list[Mapping[str, Any]]:
+    sweeps = comparison.facts.get("sweeps")
+    return [sweep for sweep in sweeps if isinstance(sweep, Mapping)] if isinstance(sweeps, list) else []
+
+
+SWEPT = {
+    "noise": "Thumbs on the wrong button",
+    "ratio": "👍 to 👎",
+    "rows": "Number of thumbs",
+    "per-prompt": "Completions per prompt",
+}
+
+
+def _sweep_panels(comparison: Comparison) -> tuple[Panel, ...]:
+    panels: list[Panel] = []
+    for place, sweep in enumerate(_list_sweeps(comparison)):
+        title = SWEPT.get(str(sweep.get("over")), str(sweep.get("over")))
+        figure = condition_charts.draw_sweep(comparison, sweep)
+        panels += _one(f"sweep-{place}", figure, f"Up-rate by method: {title}", title)
+    return tuple(panels)
+
+
+def _say_sweeps(comparison: Comparison) -> str:
+    return " ".join(condition_charts.say_sweep(sweep) for sweep in _list_sweeps(comparison))
+
+
+def _say_crossing(comparison: Comparison) -> str:
+    from thumbtune.evaluation.verdict import describe_crossing
+
+    crossing = comparison.facts.get("crossing")
+    return describe_crossing(crossing) if isinstance(crossing, Mapping) else ""
 
 
 def _arm_panels(

@@ -35,18 +35,21 @@ class Estimate:
         return self.low > other.high
 
 
-def estimate_share(by_prompt: Sequence[Sequence[bool]]) -> Estimate:
-    """Share of True over samples grouped by prompt.
+def estimate_share(by_prompt: Sequence[Sequence[float]]) -> Estimate:
+    """Share of True over samples grouped by prompt; a half where a judge could not tell.
 
     Wilson's interval with one sample a prompt, else prompts are resampled. Where all samples agree, resampling would
-    claim certainty: Wilson's interval over the prompts then, which is the wider.
+    claim certainty: Wilson's interval over the prompts then, which is the wider. Prompts without a judged sample are
+    left out.
     """
+    by_prompt = [outcomes for outcomes in by_prompt if len(outcomes)]
     flat = [outcome for outcomes in by_prompt for outcome in outcomes]
-    if all(len(outcomes) == 1 for outcomes in by_prompt) or len(set(flat)) == 1:
+    is_plain = set(flat) <= {0, 1}
+    if is_plain and (all(len(outcomes) == 1 for outcomes in by_prompt) or len(set(flat)) == 1):
         from scipy.stats import binomtest
 
         n_prompts = len(by_prompt)
-        n_true = sum(outcomes[0] for outcomes in by_prompt)
+        n_true = int(sum(outcomes[0] for outcomes in by_prompt))
         interval = binomtest(n_true, n_prompts).proportion_ci(CONFIDENCE, method="wilson")
         return Estimate(n_true / n_prompts, float(interval.low), float(interval.high), len(flat))
     return estimate_ratio([float(sum(o)) for o in by_prompt], [float(len(o)) for o in by_prompt], n=len(flat))
@@ -83,6 +86,23 @@ def estimate_auc(scores: Sequence[float], labels: Sequence[bool], prompts: Seque
 
     low, high = _resample(len(groups), measure)
     return Estimate(auc, low, high, len(scores))
+
+
+def paired_p_value(values: Sequence[float]) -> float:
+    """Two-sided p-value that one value per prompt, a difference, has a mean of zero: signs flipped at random."""
+    from scipy.stats import permutation_test
+
+    if not any(values):
+        return 1.0
+    found = permutation_test(
+        (np.asarray(values, float),),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=9999,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
 
 
 def _resample(n: int, measure: Callable[[np.ndarray], float]) -> tuple[float, float]:

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def write_verdict(arms: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
+def write_verdict(
+    arms: Mapping[str, Mapping[str, Any]], labels: int, *, crossing: Mapping[str, Any] | None = None
+) -> list[str]:
     """A few sentences, the answer first. Arms are as in `compare.json`; failed ones are named as such."""
     base = arms["base"]
     trained = {key: arm for key, arm in arms.items() if key != "base" and not arm.get("error")}
-    sentences = []
+    sentences = _answer(trained, labels)
+    if crossing:
+        sentences.append(describe_crossing(crossing))
     for arm in sorted(trained.values(), key=lambda arm: -(arm["up_rate"] or {"mean": 0})["mean"]):
         if arm["up_rate"] is None or base["up_rate"] is None:
             sentences.append(f"{arm['name']}: {describe_auc(arm)}.")
@@ -21,12 +25,53 @@ def write_verdict(arms: Mapping[str, Mapping[str, Any]], labels: int) -> list[st
     return sentences
 
 
+def _answer(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
+    """Which method for these thumbs, as far as KTO's leads over the others tell."""
+    others = {key: arm for key, arm in trained.items() if arm.get("kto_lead")}
+    if "kto" not in trained or not others or trained["kto"]["gain"]["low"] <= 0:
+        return []
+    better = [arm for arm in others.values() if arm["kto_lead"]["high"] < 0]
+    level = [arm["name"] for arm in others.values() if arm["kto_lead"]["low"] <= 0 <= arm["kto_lead"]["high"]]
+    if better:
+        best = max(better, key=lambda arm: arm["up_rate"]["mean"])
+        return [f"With {labels} thumbs, {best['name']}."]
+    rest = f" It cannot be told from {_list_names(level)} at this n." if level else ""
+    return [f"With {labels} thumbs, KTO.{rest}"]
+
+
+def describe_crossing(crossing: Mapping[str, Any]) -> str:
+    """How much more DPO's pairs cost than the thumbs that do as well."""
+    times, cost = crossing["times_the_labels"], f"at {crossing['pair_cost']:g} labels a pair"
+    most = crossing["most"] * crossing["pair_cost"] / crossing["labels"]
+    if times["mean"] is None:
+        within = f", nor in {100 * crossing['share_beyond']:.0f}% of the resamples"
+        return (
+            f"DPO on bought pairs did not catch up with KTO within {most:.1f} times the labels ({cost}, "
+            f"{crossing['most']} pairs{within})."
+        )
+    if times["mean"] == 0:
+        fewest = crossing["fewest"] * crossing["pair_cost"] / crossing["labels"]
+        return f"DPO on bought pairs does as well as KTO with {fewest:.1f} times the labels or less ({cost})."
+    low = "less than the fewest tried" if times["low"] == 0 else f"{times['low']:.1f}"
+    high = f"more than {most:.1f}" if times["high"] is None else f"{times['high']:.1f}"
+    return f"DPO on bought pairs needs {times['mean']:.1f} times the labels of KTO ({low} to {high}; {cost})."
+
+
+def _list_names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 def describe_estimate(estimate: Mapping[str, float]) -> str:
     """`69% (55% to 80%, n = 48)`."""
     return (
         f"{100 * estimate['mean']:.0f}% "
         f"({100 * estimate['low']:.0f}% to {100 * estimate['high']:.0f}%, n = {estimate['n']})"
     )
+
+
+def describe_rows(spent: Mapping[str, Any]) -> str:
+    """What an arm was trained on."""
+    return f"{spent['pairs']} pairs" if spent["pairs"] else f"{spent['rows']} thumbs"
 
 
 def describe_auc(arm: Mapping[str, Any]) -> str:
@@ -66,7 +111,7 @@ def _compare_with_kto(trained: Mapping[str, Mapping[str, Any]], labels: int) -> 
             outcome = f"{arm['name']} beats KTO by {-100 * gap['mean']:.0f} points ({interval})"
         else:
             outcome = f"KTO and {arm['name']} cannot be told apart (KTO's lead is {interval})"
-        sentences.append(f"For {labels} labels, {outcome}; {arm['name']} had {arm['spent']['pairs']} pairs.")
+        sentences.append(f"For {labels} labels, {outcome}; {arm['name']} had {describe_rows(arm['spent'])}.")
     return sentences
 
 
@@ -76,6 +121,7 @@ def list_caveats(
     judge: str,
     n_prompts: int,
     temperature: float,
+    trials: int,
     arms: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """What these numbers do not show."""
@@ -86,7 +132,9 @@ def list_caveats(
         + ".",
         f"The judge is a {judge}: it tells whether the hidden taste was learned, not whether people agree.",
         f"{n_prompts} held-out prompts of the same kind as the training prompts; other kinds may differ.",
-        "Learning rate and β were not searched per method; a method may do better with settings of its own.",
+        "Learning rate and β were not searched per method; a method may do better with settings of its own."
+        if trials == 1
+        else f"Of each method {trials} settings were tried, on other prompts with one seed: a finer search may differ.",
         "On clean pairs, published comparisons find DPO and SimPO ahead of KTO; KTO's case is single, imbalanced, "
         "noisy thumbs.",
     ]

@@ -99,6 +99,13 @@ class Prompt:
     fact: dict[str, Any] | None = None
 
 
+def ask(question: str, system: str | None) -> Text:
+    """A question as a prompt: behind a system message where there is one."""
+    if system is None:
+        return question
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
 def question_prompts(n: int, seed: int = 0) -> list[str]:
     """`n` different short English questions (12 words at most), in an order that the seed decides.
 
