@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo methods test test-slow check bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,6 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## Real model, simulated voters, KTO and DPO, report: into runs/demo/
 	$(BIN)/thumbtune demo
+
+STUDY := --model packaged:smollm2-135m-instruct --system "Answer in one short sentence." \
+	--taste brevity:24 --max-new-tokens 40
+
+methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (under two hours): into runs/methods/
+	test -f runs/methods/thumbs.jsonl || $(BIN)/thumbtune synth simulate $(STUDY) \
+		--n-prompts 60 --completions 4 --batch-size 128 --out runs/methods/thumbs.jsonl
+	$(BIN)/thumbtune compare runs/methods/thumbs.jsonl $(STUDY) --out runs/methods --config benchmarks/methods.toml \
+		--lora-targets q_proj,k_proj,v_proj,o_proj --methods all --seeds 0,1,2 --trials 4 --n-held-out 48 \
+		--sweep noise=0,0.1,0.3@120 --sweep ratio=1:1,1:10,10:1@66 --sweep per-prompt=1,all@60 \
+		--pool-samples 8 --crossing 24,48,96,192
 
 test: setup  ## The fast tests: no network, under ten minutes on two cores
 	scripts/install-chromium

@@ -20,6 +20,7 @@ from thumbtune.evaluation import measures
 from thumbtune.evaluation.compare import Request, compare
 from thumbtune.evaluation.conditions import parse_sweep
 from thumbtune.evaluation.judge import Sampling
+from thumbtune.evaluation.judges import VotesJudge
 from thumbtune.evaluation.pairs_bought import buy_pairs
 from thumbtune.evaluation.report import write_report
 
@@ -226,6 +227,41 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         compare(replace(asking_for_all, **change), None, None, on_stage)
+
+
+def test_held_out_votes_alone_rank_the_methods_without_a_sample(
+    request_of: Request, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "thumbtune.evaluation.judge.sample_completions", lambda *a, **k: pytest.fail("sampled")
+    )
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    held = rows_from_dataset(
+        [
+            {"prompt": f"Held out {i // 2}?", "completion": f"word {i}", "label": bool(i % 2)}
+            for i in range(8)
+        ],
+        source="votes",
+    )
+    asked = replace(
+        request_of,
+        users=None,
+        judge=VotesJudge("votes"),
+        voted=held.examples,
+        held_out=[],
+        pool=(),
+        methods=("kto",),
+    )
+    content = compare(asked, model, tokenizer, on_stage)
+    kto = content["arms"]["kto"]
+    assert kto["up_rate"] is None
+    assert kto["auc"]["n"] == 8
+    assert "ranks held-out 👍 above 👎 with an AUC of" in content["verdict"][0]
+    assert not (request_of.out / "completions.jsonl").exists()
+    page = write_report(request_of.out).read_text()
+    assert "the held-out votes in votes" in page
+    with pytest.raises(ConfigError, match="held-out votes alone rank methods"):
+        compare(replace(asked, trials=2, validation=["a", "b"]), model, tokenizer, on_stage)
 
 
 def make_scores(liked: list[list[float | None]], lengths: list[int]) -> measures.ArmScores:

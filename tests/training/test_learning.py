@@ -139,3 +139,103 @@ def test_thresholds_and_the_prospect_value_find_the_taste_too(lab: Any) -> None:
     for loss_type in ("kto_thresholds", "kto_prospect"):
         found = train_and_measure(lab, "kto", rows, held_out, 1, loss_type=loss_type)
         assert found["eval_auc"] > 0.9, loss_type
+
+
+FAMILY = {  # learning rates of this tiny model: a loss per token pulls less than a sum does
+    "ipo": {"learning_rate": 2e-2},
+    "simpo": {},
+    "cpo": {},
+    "rpo": {},
+    "orpo": {"learning_rate": 2e-2},
+    "apo_zero": {},
+    "bco": {"num_train_epochs": 4},
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("method", FAMILY)
+def test_each_method_of_the_family_finds_a_planted_taste_and_none_in_shuffled_rows(
+    lab: Any, method: str, seed: int
+) -> None:
+    settings = {"num_train_epochs": 2, **FAMILY[method]}
+    plant = plant_thumbs if method == "bco" else plant_pairs
+    n_held_out = HELD_OUT if method == "bco" else HELD_OUT // 2
+    held_out = plant(seed, n_held_out, "held out ")
+    found = train_and_measure(lab, method, plant(seed, 64, "q"), held_out, seed, **settings)
+    assert found["eval_auc"] > 0.9
+    shuffled, none = plant(seed, 64, "q", shuffled=True), plant(seed, n_held_out, "held out ", shuffled=True)
+    lost = train_and_measure(lab, method, shuffled, none, seed, **settings)
+    assert abs(lost["eval_auc"] - 0.5) < bound_of_chance(HELD_OUT // 2, HELD_OUT // 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_type": "kto_logsigmoid"},
+        {"loss_type": "kto_reference_free"},
+        {"loss_type": "apo_zero_unpaired"},
+        {"reference_point_decay": 0.9},
+    ],
+    ids=lambda settings: str(next(iter(settings.values()))),
+)
+def test_the_other_variants_of_kto_find_the_taste_too(lab: Any, settings: dict[str, Any]) -> None:
+    rows, held_out = plant_thumbs(1, 96, "q"), plant_thumbs(1, HELD_OUT, "held out ")
+    assert train_and_measure(lab, "kto", rows, held_out, 1, **settings)["eval_auc"] > 0.9
+
+
+# ---- against planted noise
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_weights_that_distrust_a_careless_voter_find_the_taste_that_equal_ones_lose(
+    lab: Any, seed: int
+) -> None:
+    """A careful voter's 48 thumbs, and 96 of one who presses the wrong button four times out of five."""
+    careful = plant_thumbs(seed, 48, "q")
+    careless = plant_thumbs(seed, 96, "r", flipped=0.8)
+    held_out = plant_thumbs(seed, HELD_OUT, "held out ")
+    auc = {}
+    for weight in (1.0, 0.05):
+        rows = [*careful, *({**row, "weight": weight} for row in careless)]
+        auc[weight] = train_and_measure(lab, "kto", rows, held_out, seed)["eval_auc"]
+    assert auc[1.0] < 0.5
+    assert auc[0.05] > 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_class_weights_keep_a_rare_thumb_from_being_drowned(lab: Any, seed: int) -> None:
+    """One 👍 to eleven 👎: without weights both kinds of completion are pushed down."""
+    rows = plant_thumbs(seed, 192, "q", share_up=1 / 12)
+    held_out = plant_thumbs(seed, HELD_OUT, "held out ")
+    rewards = {
+        weight: train_and_measure(
+            lab, "kto", rows, held_out, seed, desirable_weight=weight, num_train_epochs=1
+        )["eval_rewards/chosen"]
+        for weight in (1.0, "auto")
+    }
+    assert rewards["auto"] > rewards[1.0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("loss_type", ["kto", "kto_logsigmoid"])
+def test_a_correction_for_wrong_thumbs_restores_what_they_took(lab: Any, loss_type: str, seed: int) -> None:
+    """40 % of what deserves a 👍 got a 👎. The share of held-out completions on the right side of zero tells it."""
+    rows = [
+        {**row, "label": row["label"] and (i * 7919 + seed) % 5 > 1}
+        for i, row in enumerate(plant_thumbs(seed, 192, "q"))
+    ]
+    held_out = plant_thumbs(seed, HELD_OUT, "held out ")
+    gains = {}
+    for rate in (0.0, 0.4):
+        found = train_and_measure(
+            lab,
+            "kto",
+            rows,
+            held_out,
+            seed,
+            loss_type=loss_type,
+            desirable_flip_rate=rate,
+            num_train_epochs=2,
+        )
+        gains[rate] = found["eval_rewards/chosen"] - found["eval_z0"] * 0.1
+    assert gains[0.4] > gains[0.0]

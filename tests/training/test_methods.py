@@ -87,8 +87,10 @@ CHANGES_NO_LOSS = {field.name for field in dataclasses.fields(PreferenceConfig)}
     "sync_ref_model",
     "ref_model_mixup_alpha",
     "ref_model_sync_steps",
+    "max_pairs_per_prompt",
+    "one_per_prompt",
 }
-"""Of the trainer and the engine: each has its own tests, and those of the engine change no number."""
+"""Of the trainer, the engine and the rows: each has its own tests, and those of the engine change no number."""
 
 
 def list_cases() -> list[tuple[str, str, str | list[str]]]:
@@ -340,6 +342,43 @@ def test_weights_come_through_pairs_both_ways(lab: Any) -> None:
     assert paired.train_dataset.rows.weights.tolist() == [0.5, 2.5]  # the lighter half's
     pairs = [{**row, "weight": 3.0} for row in lab.pairs(2)]
     assert lab.trainer("kto", rows=pairs).train_dataset.rows.weights.tolist() == [3.0] * 4
+
+
+# ---- which rows
+
+
+def test_a_prompt_gives_no_more_pairs_than_it_may_from_thumbs_and_from_pairs(lab: Any) -> None:
+    thumbs = [
+        {"prompt": f"question {i}?", "completion": f"answer {k}", "label": bool(k % 2)}
+        for i in range(2)
+        for k in range(6)
+    ]
+    trainer = lab.trainer("dpo", rows=thumbs, max_pairs_per_prompt=2)
+    assert len(trainer.train_dataset) == 4
+    assert trainer.train_dataset.rows.counts["not paired: over_cap"] == 4
+    pairs = [
+        {"prompt": f"question {i}?", "chosen": f"yes {k}", "rejected": "no"}
+        for i in range(2)
+        for k in range(3)
+    ]
+    capped = lab.trainer("simpo", rows=pairs, max_pairs_per_prompt=1)
+    assert len(capped.train_dataset) == 2
+    assert capped.train_dataset.rows.counts["left out: over_cap"] == 4
+    with pytest.raises(ConfigError, match="max_pairs_per_prompt is 0"):
+        lab.trainer("simpo", rows=pairs, max_pairs_per_prompt=0)
+
+
+def test_one_completion_per_prompt_from_thumbs_and_from_pairs(lab: Any) -> None:
+    name = "left out: another completion of its prompt is taken"
+    for rows, n_left in ((lab.thumbs(12), 6), (lab.pairs(6), 6)):
+        trainer = lab.trainer(rows=rows, one_per_prompt=True)
+        assert len(trainer.train_dataset) == 6
+        assert len(set(trainer.train_dataset.rows.prompt_keys.tolist())) == 6
+        assert trainer.train_dataset.rows.counts[name] == n_left
+    seeds = {
+        tuple(lab.trainer(one_per_prompt=True, seed=seed).train_dataset.rows.labels) for seed in range(4)
+    }
+    assert len(seeds) > 1
 
 
 # ---- wrong thumbs

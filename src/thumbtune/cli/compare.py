@@ -28,6 +28,8 @@ Examples:
 
   thumbtune compare thumbs.jsonl --model ./model --judge check:my_checks.py --out runs/checked
 
+  thumbtune compare thumbs.jsonl --model ./model --judge votes:held-out.jsonl --out runs/ranked
+
   thumbtune compare thumbs.jsonl --model ./model --judge model:my-judge@http://127.0.0.1:8000/v1 --out runs/judged
 
 Started again, it goes on where it stopped.
@@ -70,7 +72,8 @@ def compare(
     ),
     judge: str = typer.Option(
         "users",
-        help="users; check:FILE.py[:FUNCTION] that says true or false of a prompt and a completion; or "
+        help="users; check:FILE.py[:FUNCTION] that says true or false of a prompt and a completion; "
+        "votes:FILE, held-out thumbs alone, nothing sampled; or "
         "model:NAME@URL, a second model behind an OpenAI-compatible URL (key: THUMBTUNE_JUDGE_KEY).",
     ),
     prompts: Path | None = typer.Option(None, help="Held-out prompts: a line each, or JSONL with a prompt."),
@@ -131,7 +134,11 @@ def compare(
     rows = read_rows(file, skip_refused=skip_refused)
     rows = _as_thumbs(rows)
     trained = {_last_text(example.prompt) for example in rows.examples}
-    if prompts:
+    kind, _, path = judge.partition(":")
+    voted = _as_thumbs(read_rows(Path(path), skip_refused=skip_refused)).examples if kind == "votes" else []
+    if voted:
+        clean = []
+    elif prompts:
         held_out = read_prompts(prompts)
         clean = [prompt for prompt in held_out if _last_text(prompt) not in trained]
         if len(clean) < len(held_out):
@@ -170,6 +177,7 @@ def compare(
         held_out=clean,
         users=users,
         judge=chosen_judge,
+        voted=voted,
         out=out,
         pool=pool,
         methods=names,
@@ -344,7 +352,7 @@ def _format_arm(arm: dict[str, Any]) -> list[str]:
 
 def _choose_judge(text: str, users: Any, out: Path) -> Any:
     from thumbtune.errors import ConfigError
-    from thumbtune.evaluation.judges import UsersJudge, load_checker, open_endpoint
+    from thumbtune.evaluation.judges import UsersJudge, VotesJudge, load_checker, open_endpoint
 
     kind, _, rest = text.partition(":")
     if kind == "users" and not rest:
@@ -357,7 +365,9 @@ def _choose_judge(text: str, users: Any, out: Path) -> Any:
     if kind == "model" and at and name and url.startswith(("http://", "https://")):
         key = os.environ.get("THUMBTUNE_JUDGE_KEY")
         return open_endpoint(url, name, api_key=key, kept=out / "judgements.jsonl")
-    raise ConfigError(f"--judge {text!r}: users, check:FILE.py, or model:NAME@http://…/v1")
+    if kind == "votes" and rest:
+        return VotesJudge(rest)
+    raise ConfigError(f"--judge {text!r}: users, check:FILE.py, votes:FILE, or model:NAME@http://…/v1")
 
 
 def _read_names(text: str) -> list[str]:

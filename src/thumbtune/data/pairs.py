@@ -11,9 +11,12 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from thumbtune.errors import ConfigError
 from thumbtune.records import Example, Pair, text_key
+
+Row = TypeVar("Row", Example, Pair)
 
 NO_COUNTERPART = "no_counterpart"
 """The prompt has thumbs of one class only."""
@@ -86,6 +89,31 @@ def pair_thumbs(
         left_over[SURPLUS] += len(group) - 2 * len(matched) - n_contradicting
         left_over[OVER_CAP] += 2 * (len(matched) - len(kept))
     return ThumbPairs(pairs, 2 * len(pairs), {reason: count for reason, count in left_over.items() if count})
+
+
+def cap_pairs(pairs: Iterable[Pair], most: int, *, seed: int = 0) -> tuple[list[Pair], int]:
+    """At most so many pairs of each prompt, drawn by the seed and in their order, and how many are left out."""
+    if most < 1:
+        raise ConfigError(f"max_pairs_per_prompt is {most}: expected at least 1, or None for no cap")
+    return _draw_per_prompt(pairs, most, seed)
+
+
+def keep_one_per_prompt(examples: Iterable[Example], *, seed: int = 0) -> tuple[list[Example], int]:
+    """One completion of each prompt, drawn by the seed and in their order, and how many are left out."""
+    return _draw_per_prompt(examples, 1, seed)
+
+
+def _draw_per_prompt(rows: Iterable[Row], most: int, seed: int) -> tuple[list[Row], int]:
+    groups: dict[str, list[int]] = {}
+    everything = list(rows)
+    for place, row in enumerate(everything):
+        groups.setdefault(key_prompt(row), []).append(place)
+    kept = {
+        place
+        for key, places in groups.items()
+        for place in random.Random(f"{seed}\n{key}").sample(places, min(most, len(places)))
+    }
+    return [everything[place] for place in sorted(kept)], len(everything) - len(kept)
 
 
 def group_by_prompt(examples: Iterable[Example]) -> dict[str, list[Example]]:

@@ -64,10 +64,10 @@ def report_base(base: ArmScores) -> dict[str, Any]:
     return {
         "name": "Base",
         "method": None,
-        "up_rate": estimate_liked([base]).as_dict(),
+        "up_rate": estimate_liked([base]).as_dict() if any(base.samples) else None,
         "auc": None,
         "kl_per_token": None,
-        "length": estimate_length([base]),
+        "length": estimate_length([base]) if any(base.samples) else None,
         "seconds": 0.0,
         "peak_rss_mb": None,
         "spent": None,
@@ -90,21 +90,11 @@ def report_arm(
     ratios = [score.vote_log_ratios[i][k] for score in scores for i, k in votes.places]
     labels, prompts = votes.labels * len(scores), votes.prompts * len(scores)
     auc = estimate_auc(ratios, labels, prompts)
-    liked = join_liked(scores)
-    gain = _subtract(liked, judged(base.liked))
-    repeated = join_seeds([base.liked for _ in scores])
     return {
         "name": plan.name,
         "method": plan.method,
-        "up_rate": estimate_liked(scores).as_dict(),
-        "by_seed": [estimate_liked([score]).mean for score in scores],
-        "gain": estimate_mean(gain).as_dict() | {"p_value": paired_p_value(gain)},
-        "outcomes": count_outcomes(join_seeds([score.liked for score in scores]), repeated),
-        "negative_flips": estimate_negative_flips(join_seeds([score.liked for score in scores]), repeated),
-        "at_base_length": estimate_at_base_length(scores, base),
+        **(_measure_samples(scores, base) if any(base.samples) else dict.fromkeys(OF_SAMPLES)),
         "auc": auc.as_dict() if auc else None,
-        "kl_per_token": estimate_kl_per_token(scores),
-        "length": estimate_length(scores),
         "seconds": sum(run.seconds for run in runs) / len(runs),
         "peak_rss_mb": max(run.peak_rss_mb for run in runs),
         "spent": {
@@ -131,9 +121,38 @@ def report_arm(
     }  # fmt: skip
 
 
+OF_SAMPLES = (
+    "up_rate",
+    "by_seed",
+    "gain",
+    "outcomes",
+    "negative_flips",
+    "at_base_length",
+    "kl_per_token",
+    "length",
+)
+"""What is not known where held-out votes alone judge."""
+
+
+def _measure_samples(scores: list[ArmScores], base: ArmScores) -> dict[str, Any]:
+    liked, of_base = join_seeds([score.liked for score in scores]), join_seeds([base.liked for _ in scores])
+    gain = _subtract(judged(liked), judged(of_base))
+    measured = (
+        estimate_liked(scores).as_dict(),
+        [estimate_liked([score]).mean for score in scores],
+        estimate_mean(gain).as_dict() | {"p_value": paired_p_value(gain)},
+        count_outcomes(liked, of_base),
+        estimate_negative_flips(liked, of_base),
+        estimate_at_base_length(scores, base),
+        estimate_kl_per_token(scores),
+        estimate_length(scores),
+    )
+    return dict(zip(OF_SAMPLES, measured, strict=True))
+
+
 def add_leads(arms: dict[str, Any], scores: Mapping[str, list[ArmScores]]) -> None:
     """KTO's lead over each other arm, paired by prompt."""
-    if "kto" not in scores:
+    if "kto" not in scores or not any(scores["base"][0].samples):
         return
     kto = join_liked(scores["kto"])
     for key, arm_scores in scores.items():
@@ -214,6 +233,9 @@ def _describe_users(users: SimulatedUsers | None) -> dict[str, Any]:
 
 def write_completions(request: Request, scores: Mapping[str, list[ArmScores]]) -> None:
     path = request.out / "completions.jsonl"
+    if request.voted:
+        path.unlink(missing_ok=True)
+        return
     with path.open("w", encoding="utf-8") as file:
         for i, prompt in enumerate(request.held_out):
             arms = {

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from thumbtune.data.formats import Rows
+from thumbtune.engine.logprobs import Branch, score_branches
 from thumbtune.evaluation.generate import Sampled
 from thumbtune.evaluation.judge import Sampling, sample_with_cache, score_samples
 from thumbtune.evaluation.work import Clock
@@ -70,9 +71,14 @@ class Bench:
     folder: Path
     on_stage: OnStage
     clock: Clock | None = None
+    voted: Sequence[Branch] = ()
+    """Completions with a vote, one for each prompt: then nothing is sampled, and an arm is known by its log ratios."""
 
     def sample_base(self) -> Samples:
         """The base itself."""
+        if self.voted:
+            log_probs = [[value] for value in self._score_voted(self.model)]
+            return Samples([[] for _ in self.voted], log_probs, [[0.0] for _ in self.voted])
         with self.on_stage("Base: sampling") as progress:
             samples = sample_with_cache(
                 self.model,
@@ -127,7 +133,7 @@ class Bench:
     @property
     def n_completions(self) -> int:
         """Completions that are sampled of each arm."""
-        return len(self.prompts) * self.sampling.samples_per_prompt
+        return 0 if self.voted else len(self.prompts) * self.sampling.samples_per_prompt
 
     def is_done(self, plan: ArmPlan, seed: int) -> bool:
         """Whether the arm needs no more work."""
@@ -138,9 +144,19 @@ class Bench:
         return f"outcome-{self._digest_questions()[:12]}.json"
 
     def _digest_questions(self) -> str:
+        if self.voted:
+            return _digest([list(map(list, branch)) for branch in self.voted])
         return _digest([[text_key(prompt) for prompt in self.prompts], asdict(self.sampling)])
 
+    def _score_voted(self, model: Any) -> list[float]:
+        pad_token_id = self.tokenizer.pad_token_id
+        return score_branches(model, self.voted, pad_token_id=pad_token_id).tolist()
+
     def _sample(self, model: Any, base: Samples, run: RunResult, folder: Path, progress: Any) -> Samples:
+        if self.voted:
+            scores = zip(self._score_voted(model), base.base_log_probs, strict=True)
+            nothing: list[list[Any]] = [[] for _ in self.voted]
+            return Samples(nothing, nothing, [[ours - theirs] for ours, (theirs,) in scores])
         samples = sample_with_cache(
             model,
             self.tokenizer,

@@ -17,9 +17,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from thumbtune.data.chat import tokenize_example
 from thumbtune.data.formats import Rows
-from thumbtune.data.pairs import pair_thumbs
+from thumbtune.data.pairs import key_prompt, pair_thumbs
 from thumbtune.data.synth.users import Sample, SimulatedUsers
+from thumbtune.engine.logprobs import Branch
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import ConfigError, ThumbtuneError
 from thumbtune.evaluation.arm_report import (
@@ -36,12 +38,12 @@ from thumbtune.evaluation.conditions import Condition, label, rows_of, vary
 from thumbtune.evaluation.crossing import find_crossing
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import Judge, UsersJudge
-from thumbtune.evaluation.measures import ArmScores, collect_held_out_votes, mean
+from thumbtune.evaluation.measures import ArmScores, Votes, collect_held_out_votes, mean
 from thumbtune.evaluation.pairs_bought import buy_pairs
 from thumbtune.evaluation.search import Trial, choose, propose_settings
 from thumbtune.evaluation.statistics import estimate_mean
 from thumbtune.evaluation.work import Clock, OnArm, Sizes, weigh
-from thumbtune.records import Text
+from thumbtune.records import Example, Text
 from thumbtune.training.manifest import write_json
 from thumbtune.training.methods import METHODS
 from thumbtune.training.run import RunResult
@@ -81,6 +83,8 @@ class Request:
     """Settings tried per method; 1 takes the ones given."""
     sweeps: Sequence[tuple[str, Sequence[Condition]]] = ()
     sweep_methods: Sequence[str] = ("kto", "dpo")
+    voted: Sequence[Example] = ()
+    """Held-out votes that alone judge; then `held_out` is not asked, and there is no search, sweep or crossing."""
     pair_counts: Sequence[int] = ()
     """How many pairs are bought for each point of the crossing; empty leaves it out."""
 
@@ -131,7 +135,8 @@ def compare(
         model=model,
         tokenizer=tokenizer,
         identity=fingerprint_weights(model),
-        prompts=request.held_out,
+        prompts=[example.prompt for example in request.voted] or request.held_out,
+        voted=[_as_branch(tokenizer, example) for example in request.voted],
         sampling=request.sampling,
         lora=request.lora,
         folder=request.out,
@@ -144,7 +149,11 @@ def compare(
     comparison = begin(request, bench)
     settings, search = search_settings(request, bench)
     request = comparison.request = replace(request, settings=settings)
-    votes = collect_held_out_votes(request.users, request.held_out, comparison.base)
+    votes = (
+        _read_votes(request.voted)
+        if request.voted
+        else collect_held_out_votes(request.users, request.held_out, comparison.base)
+    )
     arms: dict[str, Any] = {"base": report_base(comparison.base)}
     scores: dict[str, list[ArmScores]] = {"base": [comparison.base]}
     for plan in plan_arms(request):
@@ -182,9 +191,24 @@ def begin(request: Request, bench: Bench) -> Comparison:
     return Comparison(request, bench, judge, base)
 
 
+def _as_branch(tokenizer: Any, example: Example) -> Branch:
+    tokens = tokenize_example(tokenizer, example)
+    return Branch(tokens.prompt_ids, tokens.completion_ids)
+
+
+def _read_votes(examples: Sequence[Example]) -> Votes:
+    numbers: dict[str, int] = {}
+    prompts = [numbers.setdefault(key_prompt(example), len(numbers)) for example in examples]
+    return Votes([example.label for example in examples], prompts, [(i, 0) for i in range(len(examples))])
+
+
 def check_request(request: Request) -> None:
     """Raise `ConfigError` where something cannot be compared, before anything is trained."""
-    if len(request.held_out) < 2:
+    if request.voted and (request.trials > 1 or request.sweeps or request.pair_counts):
+        raise ConfigError(
+            "held-out votes alone rank methods; a search, a sweep or a crossing needs another judge"
+        )
+    if not request.voted and len(request.held_out) < 2:
         raise ConfigError(
             f"{len(request.held_out)} held-out prompts: at least 2 are needed, 50 tell something"
         )

@@ -93,6 +93,23 @@ class CheckerJudge:
 
 
 @dataclass(frozen=True, slots=True)
+class VotesJudge:
+    """Held-out votes alone: nothing is sampled, and an arm is known by how it ranks what was voted on."""
+
+    source: str
+    is_relative: bool = False
+
+    @property
+    def description(self) -> str:
+        return f"the held-out votes in {self.source}, by the AUC of implicit rewards; nothing was sampled"
+
+    def judge(
+        self, prompts: Sequence[Text], samples: Sequence[Sequence[Sampled]], base: Sequence[Sequence[Sampled]]
+    ) -> Outcomes:
+        return [[] for _ in samples]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelJudge:
     """A second model behind an OpenAI-compatible endpoint, asked for the better of two answers in both orders.
 

@@ -15,7 +15,7 @@ def write_verdict(
     sentences = _answer(trained, labels)
     if crossing:
         sentences.append(describe_crossing(crossing))
-    for arm in sorted(trained.values(), key=lambda arm: -(arm["up_rate"] or {"mean": 0})["mean"]):
+    for arm in sorted(trained.values(), key=_rank):
         if arm["up_rate"] is None or base["up_rate"] is None:
             sentences.append(f"{arm['name']}: {describe_auc(arm)}.")
         else:
@@ -23,6 +23,11 @@ def write_verdict(
     sentences += _compare_with_kto(trained, labels)
     sentences += [f"{arm['name']} failed: {arm['error']}" for arm in arms.values() if arm.get("error")]
     return sentences
+
+
+def _rank(arm: Mapping[str, Any]) -> float:
+    """The best first: by up-rate, or by AUC where nothing was sampled."""
+    return -(arm["up_rate"] or arm["auc"] or {"mean": 0.0})["mean"]
 
 
 def _answer(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:

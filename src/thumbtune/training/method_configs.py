@@ -35,6 +35,9 @@ class ThumbConfig(ReferenceConfig):
         "classes from completions that were voted on more than once.",
     )
     undesirable_flip_rate: float | str = setting(0.0, "Chance that what deserves a 👎 got a 👍, or 'auto'.")
+    one_per_prompt: bool = setting(
+        False, "Train on one completion of each prompt, drawn by the seed; what is left over is counted."
+    )
 
     def __post_init__(self) -> None:
         _read_both(self, ("desirable_weight", "undesirable_weight"), "a number above 0", _is_positive)
@@ -147,8 +150,13 @@ class BCOConfig(ThumbConfig):
 # ---- pairs
 
 
+@dataclass
 class PairTerms:
-    """What a config of a paired method tells its loss: a weighted sum of terms."""
+    """What paired methods share: how many pairs a prompt may give, and a loss that is a weighted sum of terms."""
+
+    max_pairs_per_prompt: int | None = setting(
+        None, "Pairs of one prompt, at most, so that none speaks too loudly; what is left over is counted."
+    )
 
     @property
     def terms(self) -> dict[str, float]:

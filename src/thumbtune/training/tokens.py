@@ -18,7 +18,7 @@ from typing import Any
 from thumbtune.data import chat
 from thumbtune.data.chat import Tokens
 from thumbtune.data.formats import Rows, RowStream
-from thumbtune.data.pairs import pair_thumbs, unpair
+from thumbtune.data.pairs import OVER_CAP, cap_pairs, keep_one_per_prompt, pair_thumbs, unpair
 from thumbtune.data.rows import read_content
 from thumbtune.data.tables import iterate_dataset
 from thumbtune.engine.logprobs import Branch
@@ -97,11 +97,28 @@ def _choose_records(
     records = iter(rows if isinstance(rows, RowStream) else rows.examples or rows.pairs)
     first = next(records, None)
     records = chain([] if first is None else [first], records)
-    if isinstance(first, Pair) is paired:
-        return records
     if not paired:
-        return (example for record in records for example in _list_branches(record))
-    found = pair_thumbs([record for record in records if isinstance(record, Example)], seed=config.seed)
+        examples = (example for record in records for example in _list_branches(record))
+        if not config.one_per_prompt:
+            return examples
+        kept, n_left = keep_one_per_prompt(examples, seed=config.seed)
+        counts["left out: another completion of its prompt is taken"] += n_left
+        return kept
+    if isinstance(first, Pair):
+        if config.max_pairs_per_prompt is None:
+            return records
+        pairs, n_left = cap_pairs(
+            (record for record in records if isinstance(record, Pair)),
+            config.max_pairs_per_prompt,
+            seed=config.seed,
+        )
+        counts[f"left out: {OVER_CAP}"] += n_left
+        return pairs
+    found = pair_thumbs(
+        [record for record in records if isinstance(record, Example)],
+        max_pairs_per_prompt=config.max_pairs_per_prompt,
+        seed=config.seed,
+    )
     counts.update({f"not paired: {reason}": n for reason, n in found.left_over.items()})
     if not found.pairs:
         raise DataError(

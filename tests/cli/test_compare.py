@@ -1,0 +1,88 @@
+"""`thumbtune compare` at the command line: what it refuses before it loads a model, and what it hands on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from thumbtune.cli.app import app
+
+THUMBS = [
+    {"prompt": f"question {i}?", "completion": f"answer {i} {k}", "label": bool(k)}
+    for i in range(6)
+    for k in range(2)
+]
+
+
+@pytest.fixture
+def thumbs(tmp_path: Path) -> Path:
+    path = tmp_path / "thumbs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in THUMBS))
+    return path
+
+
+def call(thumbs: Path, *options: str) -> Any:
+    arguments = [
+        "compare",
+        str(thumbs),
+        "--model",
+        str(thumbs.parent / "nowhere"),
+        "--out",
+        str(thumbs.parent / "run"),
+    ]
+    return CliRunner().invoke(app, [*arguments, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nobody judges: give a --taste"),
+        (("--taste", "brevity:24", "--judge", "oracle"), "users, check:FILE.py, votes:FILE, or model:NAME@"),
+        (("--judge", "model:x"), "users, check:FILE.py, votes:FILE, or model:NAME@"),
+        (("--judge", "check:absent.py"), "is no Python file"),
+        (("--taste", "brevity:24", "--seeds", "a"), "--seeds 'a': whole numbers"),
+        (("--taste", "brevity:24", "--crossing", "48,24"), "numbers of pairs, rising"),
+        (("--taste", "brevity:24", "--sweep", "noise"), "sweep 'noise'"),
+        (("--taste", "brevity:24", "--methods", "kto,dqo"), "unknown method 'dqo'"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_a_model_is_loaded(
+    thumbs: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = call(thumbs, *options)
+    assert result.exit_code != 0
+    assert message in str(result.exception) + result.output
+
+
+def test_bought_pairs_need_a_taste(thumbs: Path) -> None:
+    (thumbs.parent / "checks.py").write_text("def check(prompt, completion):\n    return True\n")
+    result = call(thumbs, "--judge", f"check:{thumbs.parent / 'checks.py'}", "--pool-samples", "2")
+    assert "bought pairs need someone who prefers" in str(result.exception) + result.output
+
+
+def test_settings_of_one_method_stand_in_a_table_of_its_name(
+    thumbs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thumbtune.cli.compare import _read_method_settings
+
+    path = thumbs.parent / "settings.toml"
+    path.write_text("learning_rate = 1e-3\n\n[kto]\nlearning_rate = 3e-4\nloss_type = 'kto_logsigmoid'\n")
+    settings = _read_method_settings(path, {"kto", "simpo"}, thumbs.parent)
+    assert settings["kto"]["learning_rate"] == 3e-4
+    assert settings["kto"]["loss_type"] == "kto_logsigmoid"
+    assert settings["simpo"]["learning_rate"] == 1e-3
+    assert (settings["kto"]["beta"], settings["simpo"]["beta"]) == (0.1, 2.0)
+    assert "loss_type" not in settings["simpo"]
+
+
+def test_questions_are_new_ones_and_stand_behind_their_system_message() -> None:
+    from thumbtune.cli.compare import _draw_questions
+
+    first = _draw_questions(5, 1, set(), None)
+    others = _draw_questions(5, 1, set(first), "Be brief.")
+    assert [prompt[0] for prompt in others] == [{"role": "system", "content": "Be brief."}] * 5
+    assert not {prompt[1]["content"] for prompt in others} & set(first)
