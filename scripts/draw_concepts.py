@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from thumbtune.evaluation.palette import GREY, HAIRLINE, INK, MUTED, PAPER, make_template
-from thumbtune.preference.losses import dpo_loss, kto_loss
+from thumbtune.preference.losses import kto_loss
 from thumbtune.preference.metrics import SATURATED_ABOVE
+from thumbtune.preference.pair_losses import dpo_loss
 from thumbtune.preference.prospect import prospect_value
 
 CONCEPTS = Path(__file__).parents[1] / "docs" / "concepts"
@@ -126,6 +127,36 @@ def draw_saturation() -> Any:
     return _finish(figure, top=24)
 
 
+def draw_reference_point() -> Any:
+    """What one completion is worth while the policy moves: the same log ratio, a gain first and a loss later."""
+    import plotly.graph_objects as go
+
+    log_ratio = torch.linspace(-40, 60, 301)
+    up = torch.ones(301, dtype=torch.bool)
+    figure = go.Figure()
+    for z0, colour, dash in ((0.0, GREY, "dash"), (20.0, BLUE, "solid")):
+        value = 1 - kto_loss(log_ratio, up, torch.tensor(z0), beta=0.1)
+        figure.add_scatter(
+            x=log_ratio.tolist(),
+            y=value.tolist(),
+            mode="lines",
+            line={"color": colour, "width": 3, "dash": dash, "simplify": False},
+        )
+        at = float(1 - kto_loss(torch.tensor([10.0]), up[:1], torch.tensor(z0), beta=0.1))
+        figure.add_scatter(x=[10.0], y=[at], mode="markers", marker={"color": colour, "size": 10})
+        figure.add_vline(x=z0, line={"color": colour, "width": 1})
+    figure.add_hline(y=0.5, line={"color": GREY, "width": 1})
+    _write_label(figure, -0.8, 0.93, "early: the policy is<br>the reference, z0 = 0", None, MUTED, "right")
+    _write_label(
+        figure, 20.8, 0.07, "later: completions in general<br>gained 20 nats, z0 = 20", None, BLUE, "left"
+    )
+    _write_label(figure, 8.5, 0.79, "a 👍 with r = 10: a gain", None, MUTED, "right")
+    _write_label(figure, 21.0, 0.27, "the same r, less than the drift: a loss", None, BLUE, "left")
+    figure.update_xaxes(range=[-40, 60], dtick=10, title_text="log ratio r of a 👍 (nats), β = 0.1")
+    figure.update_yaxes(range=[-0.02, 1.04], dtick=0.25, title_text="value v, at λ = 1")
+    return _finish(figure, top=24)
+
+
 def _measure_slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     at = at.clone().requires_grad_()
     loss(at).sum().backward()
@@ -203,7 +234,12 @@ def main() -> None:
     options = parser.parse_args()
     folder, ending = (options.png, "png") if options.png else (CONCEPTS, "svg")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("value-function", draw_value_function()), ("saturation", draw_saturation())):
+    pictures = {
+        "value-function": draw_value_function(),
+        "saturation": draw_saturation(),
+        "reference-point": draw_reference_point(),
+    }
+    for name, figure in pictures.items():
         path = folder / f"{name}.{ending}"
         write_picture(figure, path)
         print(path)
