@@ -61,6 +61,7 @@ GENERATE = "evaluation/test_generate.py"
 TRL = "training/test_against_trl.py"
 FAULTS = "training/test_trl_faults.py"
 STORAGE = "training/test_token_storage.py"
+CROSSING = "evaluation/test_search_and_crossing.py"
 
 KTO_BY_HAND = f"{LOSSES}::test_kto_of_one_thumb_up_and_one_thumb_down_worked_by_hand"
 DPO_BY_HAND = f"{PAIR_LOSSES}::test_dpo_worked_by_hand"
@@ -250,6 +251,46 @@ MISTAKES = [
         "None if lent is None else torch.zeros_like(lent)",
         "None if lent is None else torch.ones_like(lent)",
         (f"{METHODS}::test_a_reference_free_zero_is_the_mean_log_prob_of_lent_completions",),
+    ),
+    Mistake(
+        "the crossing is read as straight over pairs, not over their logarithm",
+        "evaluation/crossing.py",
+        "return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))",
+        "return before + share * (after - before)",
+        (f"{CROSSING}::test_a_crossing_worked_by_hand",),
+    ),
+    Mistake(
+        "the search takes the worst settings",
+        "evaluation/search.py",
+        "return max(measured",
+        "return min(measured",
+        (f"{CROSSING}::test_the_best_is_taken_the_earliest_among_equals_and_never_one_that_failed",),
+    ),
+    Mistake(
+        "noise keeps the wrong presses and flips the right ones",
+        "evaluation/conditions.py",
+        '_draw(seed, "noise", example) < condition.noise',
+        '_draw(seed, "noise", example) > condition.noise',
+        (
+            "evaluation/test_conditions.py::"
+            "test_noise_flips_about_its_share_and_more_noise_flips_the_same_rows_and_others",
+        ),
+    ),
+    Mistake(
+        "a model that prefers a place wins by it",
+        "evaluation/judges.py",
+        'second == "B"',
+        'second == "A"',
+        (
+            "evaluation/test_judges.py::test_a_model_is_asked_in_both_orders_and_a_liking_for_a_place_is_a_half",
+        ),
+    ),
+    Mistake(
+        "a prompt that was never liked counts as a negative flip",
+        "evaluation/measures.py",
+        "for a, b in pairs if b > 0.5]",
+        "for a, b in pairs]",
+        ("evaluation/test_compare.py::test_wins_ties_losses_and_flips_worked_by_hand",),
     ),
     Mistake(
         "loss aversion weighs gains",
@@ -468,7 +509,7 @@ MISTAKES = [
     ),
     Mistake(
         "z0 ignores the reference",
-        "training/trainer.py",
+        "training/zero.py",
         "log_ratio = log_probs - batch.mismatched_reference",
         "log_ratio = log_probs",
         (KTO_AS_TRL,),

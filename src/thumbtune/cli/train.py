@@ -18,6 +18,8 @@ Examples:
 
   thumbtune train thumbs.jsonl --model ./model --out runs/dpo --method dpo --beta 0.2 --learning-rate 1e-4
 
+  thumbtune train thumbs.jsonl --model ./model --out runs/simpo --method simpo --simpo-gamma 1.0 --learning-rate 1e-3
+
   thumbtune train thumbs.jsonl --model ./model --out runs/full --full --config settings.toml --max-steps 50
 
 Any field of the method's config is an option too: --beta 0.2, --num-train-epochs 2, --loss-type kto_prospect.
@@ -35,12 +37,12 @@ SHARED_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "disable_tqdm": True,
 }
-KTO_DEFAULTS: dict[str, Any] = {"desirable_weight": "auto", "undesirable_weight": "auto"}
+THUMB_DEFAULTS: dict[str, Any] = {"desirable_weight": "auto", "undesirable_weight": "auto"}
 
 
 def default_settings(method: str, *, full: bool = False) -> dict[str, Any]:
     """What the command line trains with unless told otherwise."""
-    weights = KTO_DEFAULTS if method == "kto" else {}
+    weights = THUMB_DEFAULTS if method in ("kto", "bco") else {}
     return SHARED_DEFAULTS | weights | (FULL_DEFAULTS if full else LORA_DEFAULTS)
 
 
@@ -62,7 +64,9 @@ def train(
     file: Path = typer.Argument(..., help="Thumbs or pairs: JSONL, CSV, Parquet, or a saved HF dataset."),
     model: str = typer.Option(..., "--model", "-m", help="Hub name or folder of the model."),
     out: Path = typer.Option(..., "--out", "-o", help="Run folder: adapter, manifest, metrics, checkpoints."),
-    method: str = typer.Option("kto", help="kto or dpo."),
+    method: str = typer.Option(
+        "kto", help="kto and bco learn from thumbs; dpo, ipo, simpo, cpo, rpo, orpo and apo_zero from pairs."
+    ),
     max_steps: int | None = typer.Option(None, min=1, help="Stop after so many optimizer steps."),
     config: Path | None = typer.Option(None, help="Settings by name, from a .toml, .yaml or .json file."),
     eval_file: Path | None = typer.Option(None, "--eval", help="Held-out rows, evaluated at the end."),
@@ -84,7 +88,7 @@ def train(
         help="List the settings with their meaning.",
     ),
 ) -> None:
-    """Fine-tune a model on thumbs. KTO learns from single 👍 and 👎; DPO from the pairs that they contain."""
+    """Fine-tune a model on thumbs. KTO learns from single 👍 and 👎; DPO and its family from the pairs in them."""
     from thumbtune.training.settings import build_config, config_class, parse_overrides, read_settings
 
     config_class(method)  # an unknown method is refused before anything is read

@@ -28,18 +28,12 @@ from transformers.trainer_utils import set_seed
 from thumbtune.engine.allocator import keep_freed_memory
 from thumbtune.engine.fast_modules import drop_low_precision_copies, speed_up_modules
 from thumbtune.engine.loading import load_model
-from thumbtune.engine.logprobs import evaluating
 from thumbtune.engine.microbatches import cut_batch
-from thumbtune.engine.paths import Carrier, PaddedPath
+from thumbtune.engine.paths import PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.engine.ranks import Ranks, whole_value
 from thumbtune.errors import ConfigError
-from thumbtune.preference.reference_point import (
-    MovingAverage,
-    estimate_class_middle,
-    estimate_reference_point,
-    estimate_uniform_reference_point,
-)
+from thumbtune.preference.reference_point import MovingAverage
 from thumbtune.training.alarms import RewardWatch
 from thumbtune.training.checkpoints import find_checkpoint, sweep_staging
 from thumbtune.training.class_balance import count_classes, settle_class_weights, settle_flip_rates
@@ -69,11 +63,12 @@ from thumbtune.training.rows import Microbatch, PlanLoader, PlanSampler, ScoredR
 from thumbtune.training.saving import SavesWhole
 from thumbtune.training.streaming import StreamedRows, StreamLoader, StreamSampler
 from thumbtune.training.tokens import TokenizedRows, tokenize_rows
+from thumbtune.training.zero import FindsZero
 
 logger = logging.getLogger(__name__)
 
 
-class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
+class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
     """Trains a policy on preference rows. Use the trainer of a method: `thumbtune.training.trainers`.
 
     Args:
@@ -430,8 +425,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
         if carrier is not None:
             reference_point = self._estimate_reference_point(inputs, mode, carrier)
         elif reference_point is None:
-            held = self._moving_point.value if self._zero == "classes" and self._moving_point else None
-            reference_point = log_ratio.new_tensor(held or 0.0)
+            reference_point = log_ratio.new_tensor(self._held_zero())
         desirable = torch.cat([inputs.desirable, ~inputs.desirable][: inputs.reference.shape[1]])
         mean_chosen_tokens = inputs.mean_chosen_tokens
         if mean_chosen_tokens is None:  # in evaluation the microbatch is the whole batch
@@ -464,58 +458,6 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, SavesWhole):
             hits=_compare_pairs(rewards)[inputs.counted] if self.method.paired else None,
         )
         return losses * inputs.counted
-
-    @torch.no_grad()
-    def _estimate_reference_point(
-        self, batch: Microbatch, mode: str, carrier: Carrier | None = None
-    ) -> Tensor:  # () nats
-        """z0 of a whole batch over all ranks, riding on the prompts of the forward that just ran where it did."""
-        batch = batch.to(self.args.device)
-        assert batch.mismatched_reference is not None
-        dataset = self.train_dataset if mode == "train" else self._evaluated
-        model = self._whole_model
-        with evaluating(model), self.compute_loss_context_manager():
-            if carrier is not None:
-                log_probs = carrier.ride(model, batch.mismatched)
-            else:
-                max_tokens = self.args.max_tokens_per_microbatch or self._tokens_of_a_microbatch(batch)
-                with self.ranks.in_step(model, partial(self.path.log_probs, model, batch.mismatched[:1])):
-                    scores = self.path.score(model, batch.mismatched, max_tokens=max_tokens)
-                log_probs = scores.to(self.args.device)
-        log_ratio = log_probs - batch.mismatched_reference
-        what = f"a mismatched log ratio is not a number at step {self._current_step(mode)}"
-        stop_if_not_finite(log_ratio, batch.rows, dataset, what)
-        everywhere = self._gather_counted(log_ratio, batch.counted) if mode == "train" else log_ratio
-        estimate = estimate_reference_point if self._uses_reference else estimate_uniform_reference_point
-        reference_point = estimate(everywhere)
-        if mode == "train" and self._moving_point is not None:
-            reference_point = reference_point.new_tensor(self._moving_point.update(float(reference_point)))
-        for name in ("z0", "kl"):  # one number: TRL's name beside ours
-            self._windows[mode].add_value(name, float(reference_point))
-        return reference_point
-
-    def _move_reward_shift(self) -> None:
-        """Let the batch's rewards, of all microbatches and ranks, move the zero of the next one."""
-        shown = [part for of_rank in self.ranks.gather(self._shown) for part in of_rank]
-        log_ratio, desirable = (torch.cat(parts) for parts in zip(*shown, strict=True))
-        self._shown = []
-        assert self._moving_point is not None
-        moved = self._moving_point.update(float(estimate_class_middle(log_ratio, desirable)))
-        self._windows["train"].add_value("reward_shift", self.args.beta * moved)
-
-    def _tokens_of_a_microbatch(self, batch: Microbatch) -> int:
-        """What the largest microbatch by count holds: the z0 pass takes no more at once."""
-        return max(
-            self.path.count_tokens(batch.select(places).flat_branches()) for places in self._cut(batch)
-        )
-
-    def _gather_counted(self, values: Tensor, counted: Tensor) -> Tensor:
-        """The values of all ranks whose rows count."""
-        if self.args.world_size == 1:
-            return values
-        both = self.accelerator.pad_across_processes(torch.stack([values, counted.to(values.dtype)], dim=1))
-        values, counted = self.accelerator.gather(both).T
-        return values[counted.bool()]
 
     def _current_step(self, mode: str) -> int:
         return self.state.global_step + (mode == "train")  # a step counts once it is done
