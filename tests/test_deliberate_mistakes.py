@@ -241,7 +241,7 @@ MISTAKES = [
     Mistake(
         "a resumed run forgets the average of its zero",
         "training/saving.py",
-        'self._moving_point.value = state.get("reference_point")',
+        'self._moving_point.restore(state.get("reference_point"))',
         "pass",
         (f"{METHODS}::test_averages_of_the_zero_follow_the_batches_and_survive_a_checkpoint",),
     ),

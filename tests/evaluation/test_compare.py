@@ -20,9 +20,10 @@ from thumbtune.evaluation import measures
 from thumbtune.evaluation.compare import Request, compare
 from thumbtune.evaluation.conditions import parse_sweep
 from thumbtune.evaluation.judge import Sampling
-from thumbtune.evaluation.judges import VotesJudge
+from thumbtune.evaluation.judges import CheckerJudge, VotesJudge
 from thumbtune.evaluation.pairs_bought import buy_pairs
 from thumbtune.evaluation.report import write_report
+from thumbtune.evaluation.verdict import _is_sure
 
 USERS = SimulatedUsers(parse_taste("brevity:24"))
 SETTINGS = {
@@ -219,6 +220,9 @@ def test_a_search_sweeps_and_a_crossing_are_run_told_and_not_repeated(
         ({"held_out": ["One?"]}, "1 held-out prompts"),
         ({"validation": []}, "a search needs prompts of its own"),
         ({"pool": ()}, "a crossing holds bought pairs against KTO"),
+        ({"pair_counts": (2, 9)}, "the samples hold 8 pairs"),
+        ({"methods": ("kto", "simpo")}, "samples for bought pairs are for DPO"),
+        ({"sweep_methods": ("kto", "orpo")}, "whose settings were searched"),
         ({"users": None}, "bought pairs need users"),
     ],
 )
@@ -262,6 +266,36 @@ def test_held_out_votes_alone_rank_the_methods_without_a_sample(
     assert "the held-out votes in votes" in page
     with pytest.raises(ConfigError, match="held-out votes alone rank methods"):
         compare(replace(asked, trials=2, validation=["a", "b"]), model, tokenizer, on_stage)
+
+
+def test_a_judge_that_judges_nothing_is_refused_with_its_reason(
+    request_of: Request, tiny_model_path: Path
+) -> None:
+    def check(prompt: str, completion: str) -> bool:
+        return bool(1 / 0)
+
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    broken = replace(request_of, judge=CheckerJudge(check, "broken.py:check"))
+    with pytest.raises(ConfigError, match=r"judged none .*ZeroDivisionError"):
+        compare(broken, model, tokenizer, on_stage)
+
+
+def test_leads_are_sure_where_neither_interval_nor_number_of_looks_speaks_against_it() -> None:
+    def lead(low: float, high: float, p_value: float) -> dict[str, float]:
+        return {"mean": (low + high) / 2, "low": low, "high": high, "p_value": p_value}
+
+    # Holm at 0.05 for three: 0.0167, 0.025, 0.05. 0.02 is above the second's bound once 0.001 has passed? No: 0.025.
+    assert _is_sure([lead(0.1, 0.3, 0.02), lead(0.1, 0.3, 0.001), lead(0.1, 0.3, 0.06)]) == [
+        True,
+        True,
+        False,
+    ]
+    assert _is_sure([lead(0.1, 0.3, 0.02), lead(0.1, 0.3, 0.03), lead(0.1, 0.3, 0.04)]) == [
+        False,
+        False,
+        False,
+    ]
+    assert _is_sure([lead(-0.1, 0.3, 0.001)]) == [False]
 
 
 def make_scores(liked: list[list[float | None]], lengths: list[int]) -> measures.ArmScores:

@@ -86,7 +86,7 @@ def test_a_sweep_is_read_from_words() -> None:
 @pytest.mark.parametrize(
     "text",
     ["noise", "noise=", "noise=0.5", "noise=a", "ratio=10", "ratio=1:0", "rows=1", "per-prompt=2", "age=3",
-     "rows=50@x"],
+     "rows=50@x", "rows=50@60", "noise=0.1@-5", "noise=0.1@0"],
 )  # fmt: skip
 def test_a_sweep_that_makes_no_sense_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ConfigError, match="sweep"):

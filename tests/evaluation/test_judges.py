@@ -82,8 +82,10 @@ def test_no_question_is_paid_for_twice_even_after_an_answer_was_cut_short(
         open_endpoint(url, "a-judge", kept=kept).judge(["Q?"], said("short"), said("a long one"))
     assert len(handler.asked) == 2
     kept.write_text(kept.read_text() + '{"question": "ab')
-    open_endpoint(url, "a-judge", kept=kept).judge(["Q?"], said("short"), said("a long one"))
-    assert len(handler.asked) == 2
+    for _ in range(2):
+        judge = open_endpoint(url, "a-judge", kept=kept)
+        judge.judge(["Q?", "Another?"], said("short", "one"), said("a long one", "another"))
+    assert len(handler.asked) == 4
     assert "short" not in kept.read_text()
 
 
@@ -95,6 +97,22 @@ def test_an_answer_that_is_neither_is_not_judged_and_an_endpoint_that_is_not_the
     assert open_endpoint(url, "a-judge").judge(["Q?"], said("x"), said("yy")) == [[None]]
     with pytest.raises(ConfigError, match=r"the judge at http://127.0.0.1:9/v1 gave no answer"):
         open_endpoint("http://127.0.0.1:9/v1", "a-judge").judge(["Q?"], said("x"), said("yy"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [("Answer: A", 0.5), ("**B**", 0.5), ("b.", 0.5), ("As an AI", None), ("Both", None), ("", None)],
+)
+def test_answers_are_read_whole(endpoint: Any, answer: str, outcome: float | None) -> None:
+    """A judge that always says the same letter cannot tell; one that says neither judged nothing."""
+    url, handler = endpoint
+    handler.answers_with = answer or " "
+    assert open_endpoint(url, "a-judge").judge(["Q?"], said("x"), said("yy")) == [[outcome]]
+
+
+def test_a_key_does_not_travel_unencrypted() -> None:
+    with pytest.raises(ConfigError, match="would travel unencrypted"):
+        open_endpoint("http://judge.example/v1", "a-judge", api_key="secret")
 
 
 def test_a_checker_is_a_function_in_a_file(tmp_path: Path) -> None:

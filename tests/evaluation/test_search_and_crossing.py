@@ -44,6 +44,11 @@ def test_a_crossing_worked_by_hand() -> None:
     assert find_crossing([10, 40, 160], curve, [0.1] * 4).pairs == 0.0
 
 
+def test_a_point_that_lies_high_by_luck_is_no_crossing() -> None:
+    # 0.2, 0.7, 0.3, 0.4 are made monotone: 0.2, then (0.7 + 0.3 + 0.4) / 3 = 0.4667 three times; 0.6 is never reached
+    assert find_crossing([10, 20, 40, 80], [[0.2], [0.7], [0.3], [0.4]], [0.6]).pairs == math.inf
+
+
 def test_the_interval_of_a_crossing_holds_the_truth_about_as_often_as_it_says() -> None:
     """Prompts drawn from known rates: 0.2, 0.5, 0.8 at 10, 40, 160; wanted 0.65, so 80 pairs."""
     rng, held, n_runs = np.random.default_rng(7), 0, 40

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from thumbtune.preference.reference_point import (
     MovingAverage,
-    estimate_class_middle,
+    RewardShift,
     estimate_reference_point,
     estimate_uniform_reference_point,
 )
@@ -71,12 +71,19 @@ def test_under_a_uniform_reference_nothing_is_clamped() -> None:
     assert float(estimate_uniform_reference_point(torch.tensor([]))) == 0.0
 
 
-def test_the_middle_of_the_classes_does_not_depend_on_how_many_each_has() -> None:
+def test_the_reward_shift_does_not_depend_on_how_many_each_class_has() -> None:
     # 👍: 4; 👎: (−2 + 0 − 4) / 3 = −2; middle 1, where the mean of all is −0.5
     log_ratio, labels = torch.tensor([4.0, -2.0, 0.0, -4.0]), torch.tensor([True, False, False, False])
-    assert float(estimate_class_middle(log_ratio, labels)) == 1.0
-    assert float(estimate_class_middle(log_ratio[1:], labels[1:])) == -2.0
-    assert float(estimate_class_middle(log_ratio[:0], labels[:0])) == 0.0
+    shift = RewardShift(0.5)
+    assert shift.value == 0.0
+    assert shift.update(log_ratio, labels) == 1.0
+    # a batch of 👎 alone moves their mean from −2 to 0.5 × −2 + 0.5 × −6 = −4, and the middle to 0
+    assert shift.update(torch.tensor([-6.0]), torch.tensor([False])) == 0.0
+    assert RewardShift(0.5).update(log_ratio[1:], labels[1:]) == -2.0
+    assert RewardShift(0.5).update(log_ratio[:0], labels[:0]) == 0.0
+    again = RewardShift(0.5)
+    again.restore(shift.state())
+    assert again.value == shift.value
 
 
 def test_a_moving_average_starts_at_the_first_value_and_forgets() -> None:

@@ -164,6 +164,13 @@ def test_a_setting_of_another_method_is_unknown() -> None:
         ("simpo", {"simpo_gamma": -1.0}, "0 or more"),
         ("cpo", {"label_smoothing": 0.5}, r"a share in \[0, 0.5\)"),
         ("ipo", {"ref_model_mixup_alpha": 0.5}, "no effect without sync_ref_model"),
+        ("kto", {"loss_type": "kto_reference_free", "reference_max_tokens": 5}, "has no reference model"),
+        (
+            "kto",
+            {"desirable_flip_rate": "auto", "one_per_prompt": True},
+            "one_per_prompt keeps one of each prompt",
+        ),
+        ("orpo", {"max_pairs_per_prompt": 0}, "1 at least, or None for no cap"),
     ],
 )
 def test_impossible_settings_are_refused(method: str, settings: dict[str, Any], message: str) -> None:
@@ -364,8 +371,31 @@ def test_a_prompt_gives_no_more_pairs_than_it_may_from_thumbs_and_from_pairs(lab
     capped = lab.trainer("simpo", rows=pairs, max_pairs_per_prompt=1)
     assert len(capped.train_dataset) == 2
     assert capped.train_dataset.rows.counts["left out: over_cap"] == 4
-    with pytest.raises(ConfigError, match="max_pairs_per_prompt is 0"):
-        lab.trainer("simpo", rows=pairs, max_pairs_per_prompt=0)
+    held_out = lab.trainer("simpo", rows=pairs, max_pairs_per_prompt=1, given={"eval_dataset": pairs})
+    assert len(held_out.eval_dataset) == 6  # all of them are judged
+
+
+def test_the_first_argument_of_every_config_is_its_folder() -> None:
+    for method in METHODS.values():
+        assert method.config("somewhere").output_dir == "somewhere"
+
+
+def test_a_list_of_losses_can_be_given_at_the_command_line() -> None:
+    config = build_config(
+        "dpo", {"output_dir": "u", "loss_type": '["sigmoid", "sft"]', "loss_weights": "[1.0, 0.5]"}
+    )
+    assert config.terms == {"sigmoid": 1.0, "sft": 0.5}  # type: ignore[attr-defined]
+
+
+def test_a_finished_run_of_bco_is_evaluated_at_the_zero_that_it_ended_with(lab: Any) -> None:
+    from thumbtune.training.run import evaluate_run, run_training
+
+    told = []
+    for _ in range(2):  # the second finds it finished
+        trainer = lab.trainer("bco", max_steps=3, given={"eval_dataset": lab.thumbs(6)})
+        told.append(evaluate_run(trainer, run_training(trainer)))
+        assert trainer._moving_point.value != 0.0
+    assert told[0]["eval_loss"] == pytest.approx(told[1]["eval_loss"], rel=1e-6)
 
 
 def test_one_completion_per_prompt_from_thumbs_and_from_pairs(lab: Any) -> None:

@@ -89,13 +89,17 @@ def compare(
         1, min=1, max=7, help="Learning rates and betas tried for each method, on prompts of their own."
     ),
     n_validation: int = typer.Option(32, min=2, help="Everyday questions on which --trials are judged."),
+    validation_prompts: Path | None = typer.Option(None, help="The same from a file, as for --prompts."),
     sweep: list[str] = typer.Option(
         [],
-        help="Again under other conditions: noise=0,0.1 ratio=1:1,1:10@88 rows=50,100 per-prompt=1,all@60.",
+        help="Again under other conditions: noise=0,0.1 ratio=1:1,1:10@88 rows=50,100 per-prompt=1,all@60; @N draws N "
+        "rows for each.",
     ),
     sweep_methods: str = typer.Option("kto,dpo", help="Methods of the sweeps, with commas."),
     crossing: str | None = typer.Option(
-        None, help="Numbers of bought pairs, rising, with commas: how many do as well as the thumbs?"
+        None,
+        help="Numbers of bought pairs, rising, with commas: how many do as well as the thumbs? Needs kto and dpo among "
+        "the methods, and --pool-samples.",
     ),
     config: Path | None = typer.Option(
         None,
@@ -135,20 +139,32 @@ def compare(
     rows = _as_thumbs(rows)
     trained = {_last_text(example.prompt) for example in rows.examples}
     kind, _, path = judge.partition(":")
-    voted = _as_thumbs(read_rows(Path(path), skip_refused=skip_refused)).examples if kind == "votes" else []
-    if voted:
-        clean = []
-    elif prompts:
-        held_out = read_prompts(prompts)
-        clean = [prompt for prompt in held_out if _last_text(prompt) not in trained]
-        if len(clean) < len(held_out):
-            print(
-                f"{len(held_out) - len(clean)} held-out prompts are in the thumbs: left out", file=sys.stderr
+    if (prompts and system is not None) or (kind == "votes" and (prompts or system is not None)):
+        raise ConfigError(
+            "--prompts brings its own system messages, --judge votes its own prompts: leave out the other"
+        )
+    voted: list[Any] = []
+    clean: list[Any] = []
+    if kind == "votes":
+        voted = _leave_out_trained(
+            _as_thumbs(read_rows(Path(path), skip_refused=skip_refused)).examples,
+            lambda row: row.prompt,
+            trained,
+        )
+        if not voted:
+            raise ConfigError(
+                f"--judge {judge}: every vote is on a prompt of the thumbs, so none is held out"
             )
+    elif prompts:
+        clean = _leave_out_trained(read_prompts(prompts), lambda prompt: prompt, trained)
     else:
         clean = _draw_questions(n_held_out, 1, trained, system)
     seen = trained | {_last_text(prompt) for prompt in clean}
-    validation = _draw_questions(n_validation, 2, seen, system) if trials > 1 else []
+    validation: list[Any] = []
+    if trials > 1 and validation_prompts:
+        validation = _leave_out_trained(read_prompts(validation_prompts), lambda prompt: prompt, seen)
+    elif trials > 1:
+        validation = _draw_questions(n_validation, 2, seen, system)
 
     from thumbtune.engine.loading import load_model_and_tokenizer
     from thumbtune.engine.reference import fingerprint_weights
@@ -401,10 +417,23 @@ def _read_method_settings(config: Path | None, names: set[str], out: Path) -> di
 
 def _draw_questions(n: int, seed: int, known: set[str], system: str | None) -> list[Any]:
     """So many everyday questions that are not known yet."""
-    from thumbtune.data.synth.prompts import ask, question_prompts
+    from thumbtune.data.synth.prompts import ask, count_questions, question_prompts
+    from thumbtune.errors import ConfigError
 
-    drawn = [question for question in question_prompts(n + len(known), seed) if question not in known]
+    drawn = [question for question in question_prompts(count_questions(), seed) if question not in known]
+    if n > len(drawn):
+        raise ConfigError(
+            f"asked for {n} everyday questions, {len(drawn)} are not in the thumbs: use a file of prompts"
+        )
     return [ask(question, system) for question in drawn[:n]]
+
+
+def _leave_out_trained(rows: list[Any], prompt_of: Any, trained: set[str]) -> list[Any]:
+    """Those whose prompt is not trained on; says how many are."""
+    clean = [row for row in rows if _last_text(prompt_of(row)) not in trained]
+    if len(clean) < len(rows):
+        print(f"{len(rows) - len(clean)} held-out rows have prompts of the thumbs: left out", file=sys.stderr)
+    return clean
 
 
 def _as_thumbs(rows: Any) -> Any:

@@ -206,8 +206,9 @@ def report_comparison(
         "caveats": list_caveats(
             seeds=request.seeds,
             judge=judge.description,
+            judge_caveat=judge.caveat,
             trials=request.trials,
-            n_prompts=len(request.held_out),
+            n_prompts=len(request.held_out) or len(set(votes.prompts)),
             temperature=request.sampling.temperature,
             arms=arms,
         ),

@@ -17,13 +17,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from thumbtune.data.chat import tokenize_example
+from thumbtune.data.chat import template_digest, tokenize_example
 from thumbtune.data.formats import Rows
 from thumbtune.data.pairs import key_prompt, pair_thumbs
 from thumbtune.data.synth.users import Sample, SimulatedUsers
 from thumbtune.engine.logprobs import Branch
 from thumbtune.engine.reference import fingerprint_weights
-from thumbtune.errors import ConfigError, ThumbtuneError
+from thumbtune.errors import ConfigError, DataError, ThumbtuneError
 from thumbtune.evaluation.arm_report import (
     add_leads,
     estimate_liked,
@@ -39,7 +39,7 @@ from thumbtune.evaluation.crossing import find_crossing
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import Judge, UsersJudge
 from thumbtune.evaluation.measures import ArmScores, Votes, collect_held_out_votes, mean
-from thumbtune.evaluation.pairs_bought import buy_pairs
+from thumbtune.evaluation.pairs_bought import buy_pairs, count_pairs
 from thumbtune.evaluation.search import Trial, choose, propose_settings
 from thumbtune.evaluation.statistics import estimate_mean
 from thumbtune.evaluation.work import Clock, OnArm, Sizes, weigh
@@ -134,7 +134,7 @@ def compare(
     bench = Bench(
         model=model,
         tokenizer=tokenizer,
-        identity=fingerprint_weights(model),
+        identity=f"{fingerprint_weights(model)} {template_digest(tokenizer)}",
         prompts=[example.prompt for example in request.voted] or request.held_out,
         voted=[_as_branch(tokenizer, example) for example in request.voted],
         sampling=request.sampling,
@@ -187,6 +187,8 @@ def begin(request: Request, bench: Bench) -> Comparison:
         judge = UsersJudge(request.users)
     said = bench.sample_base()
     liked = judge.judge(bench.prompts, said.samples, said.samples)
+    if any(said.samples) and not any(outcome is not None for row in liked for outcome in row):
+        raise ConfigError(f"the {judge.description} judged none of the base's completions{judge.why_not()}")
     base = ArmScores(said.samples, liked, said.base_log_probs, said.vote_log_ratios)
     return Comparison(request, bench, judge, base)
 
@@ -219,10 +221,26 @@ def check_request(request: Request) -> None:
         raise ConfigError("a search needs prompts of its own: at least 2, 20 tell something")
     if request.pool and request.users is None:
         raise ConfigError("bought pairs need users who prefer one of two completions")
-    if request.pair_counts and ("kto" not in request.methods or not request.pool):
+    if request.pool and "dpo" not in request.methods:
+        raise ConfigError("samples for bought pairs are for DPO: add 'dpo' to the methods, or leave them out")
+    if request.pool and request.rows.examples and isinstance(request.rows.examples[0].prompt, str):
         raise ConfigError(
-            "a crossing holds bought pairs against KTO: it needs 'kto' among the methods, and samples for the pairs"
+            "bought pairs are chat, and the thumbs are plain text: DPO would be trained in the format that is judged "
+            "and the others not. Write the thumbs as chat messages, or leave the bought pairs out"
         )
+    if request.trials > 1 and request.sweeps and not set(request.sweep_methods) <= set(request.methods):
+        raise ConfigError("a sweep beside a search takes methods of the table, whose settings were searched")
+    if request.pair_counts:
+        if "kto" not in request.methods or not request.pool:
+            raise ConfigError(
+                "a crossing holds bought pairs against KTO: it needs 'kto' among the methods, and samples for the pairs"
+            )
+        n_pairs = count_pairs(request.pool)
+        if max(request.pair_counts) > n_pairs:
+            raise ConfigError(
+                f"the samples hold {n_pairs} pairs, each completion used once: a crossing of "
+                f"{max(request.pair_counts)} needs more samples a prompt"
+            )
 
 
 def plan_arms(request: Request) -> list[ArmPlan]:
@@ -380,26 +398,34 @@ def _run_point(comparison: Comparison, condition: Condition) -> dict[str, Any]:
 # ---- the price of pairs
 
 
-def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) -> dict[str, Any]:
-    """DPO on more and more bought pairs, against KTO on the thumbs."""
+def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) -> dict[str, Any] | None:
+    """DPO on more and more bought pairs, against KTO on the thumbs. None where KTO or nearly all points failed."""
     request = comparison.request
     labels = len(request.rows.examples)
-    points, by_count = [], []
+    points: list[dict[str, Any]] = []
+    curves = []
     for n_shown in request.pair_counts:
-        (plan,) = plan_bought(request, "dpo", n_shown, "dpo_bought", f"DPO ({n_shown} pairs bought)")
-        _, arm = comparison.run(plan)
-        by_count.append([mean(row) for row in join_liked(arm)])
-        points.append(
-            {
-                "pairs_bought": n_shown,
-                "labels": n_shown * request.pair_cost,
-                "pairs": len(plan.rows.pairs),
-                "tied": plan.bought["tied"],
-                "up_rate": estimate_liked(arm).as_dict(),
-            }
-        )
-    target = [mean(row) for row in join_liked(scores["kto"])]
-    found = find_crossing(request.pair_counts, by_count, target)
+        point: dict[str, Any] = {"pairs_bought": n_shown, "labels": n_shown * request.pair_cost}
+        plans = plan_bought(request, "dpo", n_shown, "dpo_bought", f"DPO ({n_shown} pairs bought)")
+        try:
+            if not plans:
+                raise DataError("all of these pairs are ties")
+            _, arm = comparison.run(plans[0])
+        except ThumbtuneError as error:
+            points.append(point | {"error": str(error)})
+            continue
+        curves.append((n_shown, join_liked(arm)))
+        pairs, tied = len(plans[0].rows.pairs), plans[0].bought["tied"]
+        points.append(point | {"pairs": pairs, "tied": tied, "up_rate": estimate_liked(arm).as_dict()})
+    if "kto" not in scores or len(curves) < 2:
+        return None
+    level = join_liked(scores["kto"])
+    judged_by_all = [i for i, row in enumerate(level) if row and all(rows[i] for _, rows in curves)]
+    found = find_crossing(
+        [n for n, _ in curves],
+        [[mean(rows[i]) for i in judged_by_all] for _, rows in curves],
+        [mean(level[i]) for i in judged_by_all],
+    )
     return {
         "labels": labels,
         "pair_cost": request.pair_cost,
@@ -413,8 +439,8 @@ def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) 
             name: _finite(value * request.pair_cost / labels)
             for name, value in (("mean", found.pairs), ("low", found.low), ("high", found.high))
         },
-        "fewest": request.pair_counts[0],
-        "most": request.pair_counts[-1],
+        "fewest": curves[0][0],
+        "most": curves[-1][0],
     }
 
 

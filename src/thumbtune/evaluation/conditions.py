@@ -100,7 +100,9 @@ def parse_sweep(text: str) -> tuple[str, list[Condition]]:
     if not equals or over not in readers or not values:
         raise ConfigError(f"sweep {text!r}: write one of {', '.join(f'{name}=…' for name in readers)}")
     try:
-        n_rows = int(number) if at else None
+        n_rows = _read_rows(number).rows if at else None
+        if at and over == "rows":
+            raise ValueError("rows takes no @: each value is a number of rows")
         conditions = [readers[over](value.strip()) for value in values.split(",")]
     except ValueError as error:
         raise ConfigError(

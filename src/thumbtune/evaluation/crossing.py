@@ -1,7 +1,9 @@
 """At which price pairs pay: how many labels' worth of bought pairs do as well as these thumbs.
 
-A curve of up-rates over bought pairs is held against one up-rate, that of the thumbs. Between its points it is read as
-straight over the logarithm of the number of pairs; outside of them it says only that it is below or beyond.
+A curve of up-rates over bought pairs is held against one up-rate, that of the thumbs. The curve is made monotone first
+(isotonic regression): more pairs do no harm in the long run, and the first of many noisy points to lie high would else
+pass for the crossing. Between its points it is read as straight over the logarithm of the number of pairs; outside of
+them it says only that it is below or beyond.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ def find_crossing(
 
 
 def _cross(pair_counts: Sequence[int], rates: np.ndarray, wanted: float) -> float:
-    """The first place where the curve reaches the wanted rate."""
+    """The first place where the curve, made monotone, reaches the wanted rate."""
+    from scipy.optimize import isotonic_regression
+
+    rates = isotonic_regression(rates).x
     if rates[0] >= wanted:
         return 0.0
     for before, after, below, above in zip(pair_counts, pair_counts[1:], rates, rates[1:], strict=False):

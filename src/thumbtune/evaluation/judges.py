@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from thumbtune.data.synth.simulate import as_messages
 from thumbtune.data.synth.users import SimulatedUsers
@@ -38,17 +41,32 @@ class Judge(Protocol):
         """Whether completions are held against the base's: its up-rate is then a half by definition."""
         ...
 
+    @property
+    def caveat(self) -> str:
+        """What its word does not show."""
+        ...
+
+    def why_not(self) -> str:
+        """Why it judged nothing, where it knows: ` (…)`, or nothing."""
+        ...
+
     def judge(
         self, prompts: Sequence[Text], samples: Sequence[Sequence[Sampled]], base: Sequence[Sequence[Sampled]]
     ) -> Outcomes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class UsersJudge:
+class _KnowsNoReason:
+    def why_not(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class UsersJudge(_KnowsNoReason):
     """What simulated users truly think: no noise, no silence."""
 
     users: SimulatedUsers
     is_relative: bool = False
+    caveat: str = "it tells whether the hidden taste was learned, not whether people agree"
 
     @property
     def description(self) -> str:
@@ -63,13 +81,18 @@ class UsersJudge:
         ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CheckerJudge:
-    """A function of yours: prompt and completion as text in, true or false out."""
+    """A function of yours: prompt and completion as text in, true or false out. Where it raises, nothing is judged."""
 
     check: Callable[[str, str], bool]
     name: str
     is_relative: bool = False
+    caveat: str = "it tells what the function tests, not whether people agree"
+    failures: list[str] = field(default_factory=list)
+
+    def why_not(self) -> str:
+        return f" (its first error: {self.failures[0]})" if self.failures else ""
 
     @property
     def description(self) -> str:
@@ -88,16 +111,20 @@ class CheckerJudge:
             return float(bool(self.check(prompt, completion)))
         except ThumbtuneError:
             raise
-        except Exception:
+        except Exception as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
             return None
 
 
-@dataclass(frozen=True, slots=True)
-class VotesJudge:
+@dataclass(frozen=True)
+class VotesJudge(_KnowsNoReason):
     """Held-out votes alone: nothing is sampled, and an arm is known by how it ranks what was voted on."""
 
     source: str
     is_relative: bool = False
+    caveat: str = (
+        "they tell how the arms rank what another model said, not what the arms would say themselves"
+    )
 
     @property
     def description(self) -> str:
@@ -109,8 +136,8 @@ class VotesJudge:
         return [[] for _ in samples]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelJudge:
+@dataclass(frozen=True)
+class ModelJudge(_KnowsNoReason):
     """A second model behind an OpenAI-compatible endpoint, asked for the better of two answers in both orders.
 
     Two orders that agree are a win or a loss, two that do not are a half. `ask` sends one request; see `open_endpoint`.
@@ -119,6 +146,7 @@ class ModelJudge:
     ask: Callable[[str], str]
     name: str
     is_relative: bool = True
+    caveat: str = "it has tastes of its own, such as for length; the base's up-rate is a half by definition"
 
     @property
     def description(self) -> str:
@@ -145,8 +173,11 @@ class ModelJudge:
         return ((first == "A") + (second == "B")) / 2
 
     def _prefer(self, prompt: str, a: str, b: str) -> str | None:
-        answer = self.ask(QUESTION.format(prompt=prompt, a=a, b=b)).strip().upper()
-        return answer[0] if answer[:1] in ("A", "B") else None
+        found = _VERDICT.fullmatch(self.ask(QUESTION.format(prompt=prompt, a=a, b=b)).upper())
+        return found[1] if found else None
+
+
+_VERDICT = re.compile(r"\W*(?:ANSWER\W+)?([AB])\W*")
 
 
 QUESTION = """\
@@ -173,6 +204,7 @@ def load_checker(text: str) -> CheckerJudge:
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise ConfigError(f"checker {text!r}: {path} is no Python file. Write --judge check:file.py:function")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
         check = getattr(module, function)
@@ -195,6 +227,14 @@ def open_endpoint(
     """
     import httpx
 
+    if (
+        api_key
+        and url.startswith("http://")
+        and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
+    ):
+        raise ConfigError(
+            f"the judge's key would travel unencrypted to {url}: use https://, or unset the key"
+        )
     known = _read_answers(kept)
 
     client = httpx.Client(
@@ -205,7 +245,7 @@ def open_endpoint(
     )
 
     def ask(question: str) -> str:
-        key = hashlib.sha256(f"{model}\0{question}".encode()).hexdigest()
+        key = hashlib.sha256(f"{url}\0{model}\0{question}".encode()).hexdigest()
         if key not in known:
             known[key] = send(question)
             if kept is not None:
@@ -237,9 +277,16 @@ def open_endpoint(
 def _read_answers(kept: Path | None) -> dict[str, str]:
     if kept is None or not kept.is_file():
         return {}
-    lines = kept.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may have been cut short
-    return {row["question"]: row["answer"] for row in rows}
+    answers, whole = {}, []
+    for line in kept.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            answers[row["question"]] = row["answer"]
+            whole.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # it was cut short when the last run was stopped
+    kept.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+    return answers
 
 
 def _last_words(prompt: Text) -> str:

@@ -14,6 +14,11 @@ from thumbtune.data.synth.users import Sample, SimulatedUsers
 from thumbtune.records import Pair
 
 
+def count_pairs(pool: Sequence[Sequence[Sample]]) -> int:
+    """How many pairs can be bought, each completion used once at most."""
+    return sum(sum(bool(sample.text.strip()) for sample in samples) // 2 for samples in pool)
+
+
 def buy_pairs(
     pool: Sequence[Sequence[Sample]], users: SimulatedUsers, *, labels: int, pair_cost: float, seed: int
 ) -> tuple[list[Pair], dict[str, int]]:

@@ -25,6 +25,18 @@ def write_verdict(
     return sentences
 
 
+def _is_sure(leads: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Which of several differences are none of luck's: interval without zero, and Holm's p-value below 0.05."""
+    order = sorted(range(len(leads)), key=lambda place: leads[place].get("p_value", 1.0))
+    sure = [False] * len(leads)
+    for rank, place in enumerate(order):
+        lead = leads[place]
+        if lead.get("p_value", 1.0) > 0.05 / (len(leads) - rank) or lead["low"] <= 0 <= lead["high"]:
+            break
+        sure[place] = True
+    return sure
+
+
 def _rank(arm: Mapping[str, Any]) -> float:
     """The best first: by up-rate, or by AUC where nothing was sampled."""
     return -(arm["up_rate"] or arm["auc"] or {"mean": 0.0})["mean"]
@@ -35,8 +47,10 @@ def _answer(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
     others = {key: arm for key, arm in trained.items() if arm.get("kto_lead")}
     if "kto" not in trained or not others or trained["kto"]["gain"]["low"] <= 0:
         return []
-    better = [arm for arm in others.values() if arm["kto_lead"]["high"] < 0]
-    level = [arm["name"] for arm in others.values() if arm["kto_lead"]["low"] <= 0 <= arm["kto_lead"]["high"]]
+    is_sure = _is_sure([arm["kto_lead"] for arm in others.values()])
+    told = list(zip(others.values(), is_sure, strict=True))
+    better = [arm for arm, sure in told if sure and arm["kto_lead"]["mean"] < 0]
+    level = [arm["name"] for arm, sure in told if not sure]
     if better:
         best = max(better, key=lambda arm: arm["up_rate"]["mean"])
         return [f"With {labels} thumbs, {best['name']}."]
@@ -84,7 +98,7 @@ def describe_auc(arm: Mapping[str, Any]) -> str:
     if not auc:
         return "not measured"
     return (
-        f"its implicit reward ranks held-out 👍 above 👎 with an AUC of {auc['mean']:.2f} "
+        f"its log ratio to the base ranks held-out 👍 above 👎 with an AUC of {auc['mean']:.2f} "
         f"({auc['low']:.2f} to {auc['high']:.2f}, n = {auc['n']})"
     )
 
@@ -95,9 +109,10 @@ def _compare_with_base(arm: Mapping[str, Any], base: Mapping[str, Any]) -> str:
         "on held-out prompts"
     )
     gain = arm["gain"]
-    if gain["low"] > 0:
+    is_told = gain.get("p_value", 0.0) < 0.05
+    if gain["low"] > 0 and is_told:
         return f"{arm['name']} is better than the base: {numbers}."
-    if gain["high"] < 0:
+    if gain["high"] < 0 and is_told:
         return f"{arm['name']} is worse than the base: {numbers}."
     return f"{arm['name']} cannot be told from the base at this n: {numbers}."
 
@@ -124,6 +139,7 @@ def list_caveats(
     *,
     seeds: Sequence[int],
     judge: str,
+    judge_caveat: str,
     n_prompts: int,
     temperature: float,
     trials: int,
@@ -135,17 +151,22 @@ def list_caveats(
         "Arms share the annotation budget and the number of epochs, not the number of optimizer steps: "
         + ", ".join(f"{name} took {n}" for name, n in steps.items())
         + ".",
-        f"The judge is a {judge}: it tells whether the hidden taste was learned, not whether people agree.",
-        f"{n_prompts} held-out prompts of the same kind as the training prompts; other kinds may differ.",
+        f"Judged by {judge}: {judge_caveat}.",
+        f"{n_prompts} held-out prompts; other kinds of prompts may differ.",
         "Learning rate and β were not searched per method; a method may do better with settings of its own."
         if trials == 1
         else f"Of each method {trials} settings were tried, on other prompts with one seed: a finer search may differ.",
         "On clean pairs, published comparisons find DPO and SimPO ahead of KTO; KTO's case is single, imbalanced, "
         "noisy thumbs.",
     ]
-    if len(seeds) == 1:
-        caveats.insert(
-            0, "One seed: the intervals cover the choice of prompts, not the luck of the training run."
+    n_seeds = "One seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    caveats.insert(
+        0, f"{n_seeds}: the intervals cover the choice of prompts, not the luck of the training run."
+    )
+    if len(arms) > 3:
+        caveats.append(
+            f"{len(arms) - 1} arms were compared: the best of several is partly the luckiest. The first sentence "
+            "corrects for their number (Holm), the intervals do not."
         )
     if temperature != 1:
         caveats.append(

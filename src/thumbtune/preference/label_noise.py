@@ -1,8 +1,10 @@
 """Thumbs on the wrong button: a loss that is right on average in spite of them, and how many there are.
 
-With equal flip rates the sigmoid value of KTO needs no correction but a factor, since its losses under both labels add
-up to a constant (Ghosh et al. 2017, arXiv:1712.09482, call such losses symmetric). Unequal rates move the balance of
-the classes, and a value that does not saturate is moved by any rate: there the correction matters.
+With equal flip rates and equal class weights the sigmoid value of KTO needs no correction but a factor, since its
+losses under both labels add up to a constant (Ghosh et al. 2017, arXiv:1712.09482, call such losses symmetric). Unequal
+rates or weights move the balance of the classes, and a value that does not saturate is moved by any rate: there the
+correction matters. With such a value the corrected loss has no lower bound: rows that the model knows by heart go on
+pulling, so watch the rewards and train for few epochs.
 """
 
 from __future__ import annotations

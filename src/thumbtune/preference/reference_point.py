@@ -28,19 +28,6 @@ def estimate_uniform_reference_point(mismatched_log_prob: Tensor) -> Tensor:  # 
     return mismatched_log_prob.detach().float().mean()
 
 
-def estimate_class_middle(
-    log_ratio: Tensor,  # (B,) nats
-    desirable: Tensor,  # (B,) bool
-) -> Tensor:  # () nats
-    """BCO's reward shift δ / β: halfway between the mean log ratios of both classes, or the mean of the only one.
-
-    Source: Jung et al. 2024, arXiv:2404.04656 (δ, in units of β r there).
-    """
-    log_ratio = log_ratio.detach().float()
-    means = [log_ratio[members].mean() for members in (desirable, ~desirable) if members.any()]
-    return torch.stack(means).mean() if means else log_ratio.new_zeros(())
-
-
 class MovingAverage:
     """An average over the batches so far that forgets: decay × before + (1 − decay) × new, from the first value on."""
 
@@ -53,3 +40,48 @@ class MovingAverage:
         before = value if self.value is None else self.value
         self.value = self.decay * before + (1 - self.decay) * value
         return self.value
+
+    def state(self) -> float | None:
+        """What a checkpoint keeps."""
+        return self.value
+
+    def restore(self, state: float | None) -> None:
+        """Stand where `state` was taken."""
+        self.value = state
+
+
+class RewardShift:
+    """BCO's reward shift δ / β: halfway between the classes' mean log ratios, each averaged over batches that had it.
+
+    Naive equivalent, with decay 0 and both classes in the last batch: (mean of 👍 + mean of 👎) / 2. A batch of one
+    class moves that class's mean alone, so that the frequent class does not draw the middle to itself. While one class
+    was never seen, the middle is the other's mean; before the first batch it is zero.
+
+    Source: Jung et al. 2024, arXiv:2404.04656 (δ, in units of β r there).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._classes = {True: MovingAverage(decay), False: MovingAverage(decay)}
+
+    @property
+    def value(self) -> float:
+        """Where the zero stands, nats."""
+        known = [average.value for average in self._classes.values() if average.value is not None]
+        return sum(known) / len(known) if known else 0.0
+
+    def update(self, log_ratio: Tensor, desirable: Tensor) -> float:  # (B,) nats, (B,) bool
+        """Take in a batch, all microbatches and ranks; gives the zero with it."""
+        for label, average in self._classes.items():
+            members = log_ratio.detach().float()[desirable == label]
+            if members.numel():
+                average.update(float(members.mean()))
+        return self.value
+
+    def state(self) -> list[float | None]:
+        """What a checkpoint keeps."""
+        return [average.state() for average in self._classes.values()]
+
+    def restore(self, state: list[float | None] | None) -> None:
+        """Stand where `state` was taken."""
+        for average, value in zip(self._classes.values(), state or (None, None), strict=True):
+            average.restore(value)

@@ -188,6 +188,9 @@ class PreferenceConfig(TrainingArguments):
             raise ConfigError(f"max_tokens_per_microbatch={budget}: it counts tokens, so 1 at least")
         if self.truncation not in ("keep_end", "keep_start"):
             raise ConfigError(f"truncation={self.truncation!r}: 'keep_end' or 'keep_start'")
+        cap = getattr(self, "max_pairs_per_prompt", None)
+        if cap is not None and cap < 1:
+            raise ConfigError(f"max_pairs_per_prompt={cap}: 1 at least, or None for no cap")
         if self.stream_window_rows < 1:
             raise ConfigError(f"stream_window_rows={self.stream_window_rows}: 1 at least")
         coefficient = self.router_aux_loss_coef

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from transformers import Trainer
 from thumbtune.engine.logprobs import evaluating
 from thumbtune.engine.ranks import Ranks
 from thumbtune.errors import ConfigError
+from thumbtune.training.config import PreferenceConfig
 from thumbtune.training.eval_predictions import EvalPredictions
 from thumbtune.training.metrics import MetricWindow
 from thumbtune.training.rows import ScoredRows, take_share
@@ -84,7 +86,7 @@ class EvaluatesRows(Trainer):
         if isinstance(rows, ScoredRows):
             return rows
         source = f"eval_dataset {name}".strip()
-        dataset = ScoredRows(self._tokenize(rows, self.processing_class, self.config, source))
+        dataset = ScoredRows(self._tokenize(rows, self.processing_class, all_rows_of(self.config), source))
         if self._is_moving or not self._uses_reference:
             return dataset
         plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
@@ -121,3 +123,12 @@ class EvaluatesRows(Trainer):
             "predict() is not there: a preference trainer predicts no labels. evaluate(rows) measures new rows, with "
             "compute_metrics for logits; thumbtune.evaluation draws completions"
         )
+
+
+def all_rows_of(args: PreferenceConfig) -> PreferenceConfig:
+    """The settings with which rows are read to be evaluated: none is left out."""
+    args = copy.copy(args)
+    for name, everything in (("one_per_prompt", False), ("max_pairs_per_prompt", None)):
+        if hasattr(args, name):
+            setattr(args, name, everything)
+    return args

@@ -7,7 +7,7 @@ under another. Defaults are those of the paper or of TRL, as each says.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from thumbtune.errors import ConfigError
@@ -43,6 +43,10 @@ class ThumbConfig(ReferenceConfig):
         _read_both(self, ("desirable_weight", "undesirable_weight"), "a number above 0", _is_positive)
         _read_both(self, ("desirable_flip_rate", "undesirable_flip_rate"), "a share from 0 on", _is_share)
         rates = (self.desirable_flip_rate, self.undesirable_flip_rate)
+        if "auto" in rates and self.one_per_prompt:
+            raise ConfigError(
+                "flip rates 'auto' count repeated votes, and one_per_prompt keeps one of each prompt: give rates"
+            )
         if "auto" not in rates and sum(map(float, rates)) >= 1:
             raise ConfigError(
                 f"desirable_flip_rate={rates[0]} and undesirable_flip_rate={rates[1]} add up to 1 or more: a thumb "
@@ -103,12 +107,11 @@ class KTOConfig(ThumbConfig):
                 f"reference_point_decay={decay}: {self.loss_type!r} estimates no reference point"
             )
         if self.loss_type == "kto_reference_free":
-            for name, used in (
-                ("sync_ref_model", self.sync_ref_model),
-                ("reference_cache", self.reference_cache),
-            ):
-                if used:
-                    raise ConfigError(f"{name}={used!r}: 'kto_reference_free' has no reference model")
+            own = {field.name for field in fields(PreferenceConfig)}
+            for known in fields(ReferenceConfig):
+                value = getattr(self, known.name)
+                if known.name not in own and value != known.default:
+                    raise ConfigError(f"{known.name}={value!r}: 'kto_reference_free' has no reference model")
         super().__post_init__()
 
     @property
@@ -154,8 +157,12 @@ class BCOConfig(ThumbConfig):
 class PairTerms:
     """What paired methods share: how many pairs a prompt may give, and a loss that is a weighted sum of terms."""
 
-    max_pairs_per_prompt: int | None = setting(
-        None, "Pairs of one prompt, at most, so that none speaks too loudly; what is left over is counted."
+    max_pairs_per_prompt: int | None = field(
+        default=None,
+        kw_only=True,  # the first argument of a config is its output_dir
+        metadata={
+            "help": "Pairs of one prompt, at most, so that none speaks too loudly; what is left over is counted."
+        },
     )
 
     @property

@@ -51,6 +51,8 @@ class SavesWhole(Trainer):
         self.ranks.fail_together(error)
         with contextlib.nullcontext() if _internal_call else saving_whole(self.accelerator):
             super().save_model(output_dir, _internal_call)
+        if not _internal_call and self._moving_point is not None and self.args.should_save:
+            self._write_state(Path(output_dir or self.args.output_dir), self._n_tokens)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """transformers' card with thumbtune's tags, and how the model was trained. Takes transformers' arguments."""
@@ -122,11 +124,14 @@ class SavesWhole(Trainer):
     def _save_own_state(self, checkpoint: Path, n_tokens: int) -> None:
         if not self.args.should_save:
             return
-        point = None if self._moving_point is None else self._moving_point.value
-        state = {"num_tokens": n_tokens, "reference_point": point}
-        (checkpoint / OWN_STATE_FILE).write_text(json.dumps(state) + "\n")
+        self._write_state(checkpoint, n_tokens)
         if self._is_moving:
             self.reference.save(checkpoint)
+
+    def _write_state(self, folder: Path, n_tokens: int) -> None:
+        point = None if self._moving_point is None else self._moving_point.state()
+        state = {"num_tokens": n_tokens, "reference_point": point}
+        (folder / OWN_STATE_FILE).write_text(json.dumps(state) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -136,6 +141,6 @@ class SavesWhole(Trainer):
             state = json.loads(path.read_text())
             self._n_tokens = int(state["num_tokens"]) if self.ranks.is_main else 0
             if self._moving_point is not None:
-                self._moving_point.value = state.get("reference_point")
+                self._moving_point.restore(state.get("reference_point"))
         if self._is_moving:
             self.reference.load(checkpoint)

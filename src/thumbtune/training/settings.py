@@ -109,7 +109,7 @@ def _fit_type(name: str, value: Any, hint: Any) -> Any:
     accepted = _plain_types(hint)
     if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in accepted:
         return None
-    if isinstance(value, str) and (str not in accepted or float in accepted):
+    if isinstance(value, str) and (str not in accepted or float in accepted or _is_list(value, accepted)):
         try:
             value = json.loads(value.lower() if value in ("True", "False") else value)
         except json.JSONDecodeError:
@@ -124,6 +124,10 @@ def _fit_type(name: str, value: Any, hint: Any) -> Any:
     if object not in accepted and not isinstance(value, tuple(accepted)):
         raise _wrong_type(name, value, accepted)
     return value
+
+
+def _is_list(value: str, accepted: set[type]) -> bool:
+    return list in accepted and value.startswith("[")
 
 
 def _read_plain(value: Any) -> Any:

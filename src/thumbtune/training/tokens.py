@@ -43,8 +43,8 @@ def tokenize_rows(
 ) -> TokenizedRows:
     """Rows of either format as the method needs them: pairs are un-paired for KTO, thumbs are paired up for DPO.
 
-    A stream is read to its end; only thumbs that have to be paired up are held in memory. Raises `DataError` where
-    no row is left, and whatever the stream raises.
+    A stream is read to its end; what has to be paired up, or drawn prompt by prompt, is held in memory. Raises
+    `DataError` where no row is left, and whatever the stream raises.
     """
     counts: Counter[str] = Counter()
     writer = RowsWriter(branches_per_row=2 if paired else 1, max_in_memory=tokens_in_memory)

@@ -33,12 +33,11 @@ from thumbtune.engine.paths import PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.engine.ranks import Ranks, whole_value
 from thumbtune.errors import ConfigError
-from thumbtune.preference.reference_point import MovingAverage
 from thumbtune.training.alarms import RewardWatch
 from thumbtune.training.checkpoints import find_checkpoint, sweep_staging
 from thumbtune.training.class_balance import count_classes, settle_class_weights, settle_flip_rates
 from thumbtune.training.config import PreferenceConfig
-from thumbtune.training.evaluating import EvaluatesRows
+from thumbtune.training.evaluating import EvaluatesRows, all_rows_of
 from thumbtune.training.finite import stop_if_not_finite
 from thumbtune.training.given_rows import check_stream, is_stream, open_rows
 from thumbtune.training.interrupt import save_on_interrupt
@@ -63,7 +62,7 @@ from thumbtune.training.rows import Microbatch, PlanLoader, PlanSampler, ScoredR
 from thumbtune.training.saving import SavesWhole
 from thumbtune.training.streaming import StreamedRows, StreamLoader, StreamSampler
 from thumbtune.training.tokens import TokenizedRows, tokenize_rows
-from thumbtune.training.zero import FindsZero
+from thumbtune.training.zero import FindsZero, make_moving_point
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +131,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         self.method = METHODS[args.method]
         self._uses_reference = self.method.uses_reference(args)
         self._zero = self.method.reference_point(args)
-        decay = getattr(args, "reward_shift_decay", getattr(args, "reference_point_decay", None))
-        self._moving_point = None if decay is None else MovingAverage(decay)
+        self._moving_point = make_moving_point(args)
         set_seed(args.seed)  # a fresh adapter's weights are drawn below
         named = model if isinstance(model, (str, Path)) else None
         self.model_name, model, processing_class = resolve_policy(
@@ -164,7 +162,9 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         settle_flip_rates(args, train_rows)
         eval_sets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
         tokenized_eval = {
-            name: ScoredRows(self._tokenize(rows, processing_class, args, f"eval_dataset {name}".strip()))
+            name: ScoredRows(
+                self._tokenize(rows, processing_class, all_rows_of(args), f"eval_dataset {name}".strip())
+            )
             for name, rows in eval_sets.items()
             if rows is not None
         }

@@ -19,7 +19,7 @@ from thumbtune.engine.paths import Carrier
 from thumbtune.engine.ranks import Ranks
 from thumbtune.preference.reference_point import (
     MovingAverage,
-    estimate_class_middle,
+    RewardShift,
     estimate_reference_point,
     estimate_uniform_reference_point,
 )
@@ -43,15 +43,14 @@ class FindsZero(Trainer):
     _windows: dict[str, MetricWindow]
     _zero: str
     """Where it comes from: see `thumbtune.training.methods.Method.reference_point`."""
-    _moving_point: MovingAverage | None
+    _moving_point: MovingAverage | RewardShift | None
     """What earlier batches showed, where the config averages."""
     _shown: list[tuple[Tensor, Tensor]]
     """Log ratios and classes of the batch in hand, where they move the zero of the next one."""
 
     def _held_zero(self) -> float:
         """The zero of a batch that estimates none: what the batches before it showed, or nothing."""
-        held = self._moving_point.value if self._zero == "classes" and self._moving_point else None
-        return held or 0.0
+        return self._moving_point.value if isinstance(self._moving_point, RewardShift) else 0.0
 
     @torch.no_grad()
     def _estimate_reference_point(
@@ -76,7 +75,7 @@ class FindsZero(Trainer):
         everywhere = self._gather_counted(log_ratio, batch.counted) if mode == "train" else log_ratio
         estimate = estimate_reference_point if self._uses_reference else estimate_uniform_reference_point
         reference_point = estimate(everywhere)
-        if mode == "train" and self._moving_point is not None:
+        if mode == "train" and isinstance(self._moving_point, MovingAverage):
             reference_point = reference_point.new_tensor(self._moving_point.update(float(reference_point)))
         for name in ("z0", "kl"):  # one number: TRL's name beside ours
             self._windows[mode].add_value(name, float(reference_point))
@@ -87,8 +86,8 @@ class FindsZero(Trainer):
         shown = [part for of_rank in self.ranks.gather(self._shown) for part in of_rank]
         log_ratio, desirable = (torch.cat(parts) for parts in zip(*shown, strict=True))
         self._shown = []
-        assert self._moving_point is not None
-        moved = self._moving_point.update(float(estimate_class_middle(log_ratio, desirable)))
+        assert isinstance(self._moving_point, RewardShift)
+        moved = self._moving_point.update(log_ratio, desirable)
         self._windows["train"].add_value("reward_shift", self.args.beta * moved)
 
     def _tokens_of_a_microbatch(self, batch: Microbatch) -> int:
@@ -104,3 +103,11 @@ class FindsZero(Trainer):
         both = self.accelerator.pad_across_processes(torch.stack([values, counted.to(values.dtype)], dim=1))
         values, counted = self.accelerator.gather(both).T
         return values[counted.bool()]
+
+
+def make_moving_point(args: Any) -> MovingAverage | RewardShift | None:
+    """What a config averages over batches: BCO's shift, KTO's z0 where asked for, or nothing."""
+    if hasattr(args, "reward_shift_decay"):
+        return RewardShift(args.reward_shift_decay)
+    decay = getattr(args, "reference_point_decay", None)
+    return None if decay is None else MovingAverage(decay)

@@ -106,6 +106,11 @@ def ask(question: str, system: str | None) -> Text:
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
+def count_questions() -> int:
+    """How many everyday questions there are."""
+    return len(_compose_all())
+
+
 def question_prompts(n: int, seed: int = 0) -> list[str]:
     """`n` different short English questions (12 words at most), in an order that the seed decides.
 
