@@ -55,9 +55,9 @@ def _against_base(comparison: Comparison) -> Table:
         "against-the-base",
         "Prompt by prompt",
         "Against the base on the same prompts. p: signs of the differences flipped at random. Negative flips: of the "
-        "prompts whose answer was liked before, those whose fresh sample is not; sampling anew alone flips some. At the "
-        "base's length: the up-rate if completions were as long as the base's, by quarters of its lengths, and the share "
-        "of them that this covers.",
+        "prompts whose answer was liked before, those whose fresh sample is not; sampling anew alone flips some. "
+        "At the base's length: the up-rate if completions were as long as the base's, by quarters of its lengths, and "
+        "the share of them that this covers.",
         (
             "Arm",
             "Gain",
