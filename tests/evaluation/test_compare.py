@@ -23,7 +23,7 @@ from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import CheckerJudge, VotesJudge
 from thumbtune.evaluation.pairs_bought import buy_pairs
 from thumbtune.evaluation.report import write_report
-from thumbtune.evaluation.verdict import _is_sure
+from thumbtune.evaluation.verdict import _is_sure, write_verdict
 
 USERS = SimulatedUsers(parse_taste("brevity:24"))
 SETTINGS = {
@@ -296,6 +296,34 @@ def test_leads_are_sure_where_neither_interval_nor_number_of_looks_speaks_agains
         False,
     ]
     assert _is_sure([lead(-0.1, 0.3, 0.001)]) == [False]
+
+
+def test_many_arms_are_told_in_groups_and_few_one_by_one() -> None:
+    def arm(name: str, mean: float, low: float, high: float, p_value: float) -> dict[str, Any]:
+        rate = {"mean": 0.3 + mean, "low": 0.1, "high": 0.9, "n": 48}
+        return {
+            "name": name,
+            "up_rate": rate,
+            "gain": {"mean": mean, "low": low, "high": high, "p_value": p_value},
+        }
+
+    base = {"name": "Base", "up_rate": {"mean": 0.3, "low": 0.2, "high": 0.4, "n": 48}}
+    arms = {
+        "a": arm("A", 0.3, 0.2, 0.4, 0.001),
+        "b": arm("B", 0.2, 0.1, 0.3, 0.2),  # a narrow bootstrap, and a test that does not agree
+        "c": arm("C", -0.2, -0.3, -0.1, 0.001),
+        "d": arm("D", 0.0, -0.1, 0.1, 0.9),
+        "e": arm("E", 0.25, 0.1, 0.4, 0.01),
+    }
+    few = write_verdict({"base": base, "a": arms["a"], "c": arms["c"]}, 100)
+    assert few[0].startswith("A is better than the base: up-rate 60%")
+    assert few[1].startswith("C is worse than the base: up-rate 10%")
+    many = write_verdict({"base": base, **arms}, 100)
+    assert many == [
+        "Better than the base (up-rate 30% (20% to 40%, n = 48), on held-out prompts): A 60%, E 55%.",
+        "Not to be told from the base (up-rate 30% (20% to 40%, n = 48), on held-out prompts): B 50%, D 30%.",
+        "Worse than the base (up-rate 30% (20% to 40%, n = 48), on held-out prompts): C 10%.",
+    ]
 
 
 def make_scores(liked: list[list[float | None]], lengths: list[int]) -> measures.ArmScores:

@@ -15,14 +15,40 @@ def write_verdict(
     sentences = _answer(trained, labels)
     if crossing:
         sentences.append(describe_crossing(crossing))
-    for arm in sorted(trained.values(), key=_rank):
-        if arm["up_rate"] is None or base["up_rate"] is None:
-            sentences.append(f"{arm['name']}: {describe_auc(arm)}.")
-        else:
-            sentences.append(_compare_with_base(arm, base))
-    sentences += _compare_with_kto(trained, labels)
+    ranked = sorted(trained.values(), key=_rank)
+    if len(ranked) > MOST_SENTENCES and base["up_rate"] and all(arm["up_rate"] for arm in ranked):
+        sentences += _group_by_gain(ranked, base)
+    else:
+        for arm in ranked:
+            if arm["up_rate"] is None or base["up_rate"] is None:
+                sentences.append(f"{arm['name']}: {describe_auc(arm)}.")
+            else:
+                sentences.append(_compare_with_base(arm, base))
+        sentences += _compare_with_kto(trained, labels)
     sentences += [f"{arm['name']} failed: {arm['error']}" for arm in arms.values() if arm.get("error")]
     return sentences
+
+
+MOST_SENTENCES = 4
+"""Trained arms that get a sentence each; of more, the tables tell."""
+
+
+def _group_by_gain(ranked: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> list[str]:
+    """Who is better than the base, who is worse, and who cannot be told from it."""
+    groups: dict[str, list[str]] = {}
+    for arm in ranked:
+        groups.setdefault(_relate(arm["gain"]), []).append(
+            f"{arm['name']} {100 * arm['up_rate']['mean']:.0f}%"
+        )
+    of_base = f"the base (up-rate {describe_estimate(base['up_rate'])}, on held-out prompts)"
+    return [f"{relation} {of_base}: {', '.join(names)}." for relation, names in groups.items()]
+
+
+def _relate(gain: Mapping[str, Any]) -> str:
+    is_told = gain.get("p_value", 0.0) < 0.05
+    if gain["low"] > 0 and is_told:
+        return "Better than"
+    return "Worse than" if gain["high"] < 0 and is_told else "Not to be told from"
 
 
 def _is_sure(leads: Sequence[Mapping[str, Any]]) -> list[bool]:
@@ -108,13 +134,10 @@ def _compare_with_base(arm: Mapping[str, Any], base: Mapping[str, Any]) -> str:
         f"up-rate {describe_estimate(arm['up_rate'])}, base {describe_estimate(base['up_rate'])} "
         "on held-out prompts"
     )
-    gain = arm["gain"]
-    is_told = gain.get("p_value", 0.0) < 0.05
-    if gain["low"] > 0 and is_told:
-        return f"{arm['name']} is better than the base: {numbers}."
-    if gain["high"] < 0 and is_told:
-        return f"{arm['name']} is worse than the base: {numbers}."
-    return f"{arm['name']} cannot be told from the base at this n: {numbers}."
+    relation = _relate(arm["gain"])
+    if relation == "Not to be told from":
+        return f"{arm['name']} cannot be told from the base at this n: {numbers}."
+    return f"{arm['name']} is {relation.lower()} the base: {numbers}."
 
 
 def _compare_with_kto(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
