@@ -30,7 +30,8 @@ TOOLS = [{"type": "function", "function": {"name": "add"}}]
 def settings_of(**changed: Any) -> Any:
     """What tokenization reads of a config."""
     known = {"max_length": None, "max_prompt_length": None, "truncation": "keep_end"}
-    return SimpleNamespace(**{**known, "seed": 0, "method": "dpo", **changed})
+    all_rows = {"one_per_prompt": False, "max_pairs_per_prompt": None}
+    return SimpleNamespace(**{**known, **all_rows, "seed": 0, "method": "dpo", **changed})
 
 
 def talk(role: str, content: str) -> list[dict[str, str]]:

@@ -142,7 +142,11 @@ def compare(
         folder=request.out,
         on_stage=on_stage,
     )
-    sizes, clock = measure_work(request, bench, on_arm)
+    trials = _list_trials(request, bench)
+    known = request
+    if trials and all(where.is_done(plan, request.seeds[0]) for plan, where in trials):
+        known = replace(request, settings=search_settings(request, bench)[0], trials=1)
+    sizes, clock = measure_work(known, bench, on_arm)
     if on_sizes is not None:
         on_sizes(sizes)
     bench = replace(bench, clock=clock)
@@ -282,12 +286,7 @@ def measure_work(request: Request, bench: Bench, on_arm: OnArm | None) -> tuple[
         plans += [
             (p, seed, bench) for p in plan_bought(request, "dpo", n_pairs, "", "") for seed in request.seeds
         ]
-    if request.trials > 1:
-        validating = replace(bench, prompts=request.validation)
-        for method in request.methods:
-            arm = _choose_searched(request, method)
-            for settings in propose_settings(request.settings.get(method, {}), request.trials):
-                plans.append((replace(arm, settings=settings), request.seeds[0], validating))
+    plans += [(plan, request.seeds[0], where) for plan, where in _list_trials(request, bench)]
     arms = {(where.name_arm(plan, seed), id(where)): (plan, seed, where) for plan, seed, where in plans}
     left = [(plan, where) for plan, seed, where in arms.values() if not where.is_done(plan, seed)]
     sizes = Sizes(
@@ -297,6 +296,18 @@ def measure_work(request: Request, bench: Bench, on_arm: OnArm | None) -> tuple[
         completions=sum(where.n_completions for _, where in left),
     )
     return sizes, Clock(len(left), weigh(sizes.rows, sizes.completions), on_arm)
+
+
+def _list_trials(request: Request, bench: Bench) -> list[tuple[ArmPlan, Bench]]:
+    """Every arm of the search, and where it is judged."""
+    if request.trials == 1:
+        return []
+    validating = replace(bench, prompts=request.validation)
+    return [
+        (replace(_choose_searched(request, method), settings=settings), validating)
+        for method in request.methods
+        for settings in propose_settings(request.settings.get(method, {}), request.trials)
+    ]
 
 
 def count_rows(plan: ArmPlan) -> int:
