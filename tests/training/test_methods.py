@@ -309,9 +309,7 @@ def test_the_reward_shift_of_a_step_is_of_the_batches_before_it(lab: Any) -> Non
     assert trainer.state.log_history[1]["reward_shift"] != 0.0
 
 
-def test_a_checkpoint_of_another_method_s_run_is_told_apart(lab: Any) -> None:
-    trainer = lab.trainer("bco", max_steps=1, save_strategy="steps", save_steps=1)
-    trainer.train()
+def test_a_checkpoint_that_is_not_there_is_refused(lab: Any) -> None:
     other = lab.trainer("kto", max_steps=2)
     with pytest.raises((ConfigError, CheckpointError)):
         other.train(resume_from_checkpoint=str(lab.folder / "nowhere"))

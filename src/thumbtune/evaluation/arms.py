@@ -64,7 +64,7 @@ class Bench:
     model: Any
     tokenizer: Any
     identity: str
-    """Digest of the base's weights."""
+    """Digest of the base's weights and chat template."""
     prompts: Sequence[Text]
     sampling: Sampling
     lora: Mapping[str, Any]
@@ -119,7 +119,7 @@ class Bench:
         return run, samples
 
     def name_arm(self, plan: ArmPlan, seed: int) -> str:
-        """The arm's folder: its key, and the digest of all that makes it."""
+        """The arm's folder: its method and seed, and the digest of all that makes it."""
         asked = [
             self.identity,
             plan.method,

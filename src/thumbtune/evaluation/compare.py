@@ -143,15 +143,16 @@ def compare(
         on_stage=on_stage,
     )
     trials = _list_trials(request, bench)
-    known = request
-    if trials and all(where.is_done(plan, request.seeds[0]) for plan, where in trials):
-        known = replace(request, settings=search_settings(request, bench)[0], trials=1)
+    known, found = request, None
+    if all(where.is_done(plan, request.seeds[0]) for plan, where in trials):
+        found = search_settings(request, bench)
+        known = replace(request, settings=found[0], trials=1)
     sizes, clock = measure_work(known, bench, on_arm)
     if on_sizes is not None:
         on_sizes(sizes)
     bench = replace(bench, clock=clock)
     comparison = begin(request, bench)
-    settings, search = search_settings(request, bench)
+    settings, search = found or search_settings(request, bench)
     request = comparison.request = replace(request, settings=settings)
     votes = (
         _read_votes(request.voted)
