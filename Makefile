@@ -26,6 +26,7 @@ STUDY := --model packaged:smollm2-135m-instruct --system "Answer in one short se
 	--taste brevity:24 --max-new-tokens 40
 
 methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (under two hours): into runs/methods/
+	mkdir -p runs/methods
 	test -f runs/methods/thumbs.jsonl || $(BIN)/thumbtune synth simulate $(STUDY) \
 		--n-prompts 60 --completions 4 --batch-size 128 --out runs/methods/thumbs.jsonl
 	$(BIN)/thumbtune compare runs/methods/thumbs.jsonl $(STUDY) --out runs/methods --config benchmarks/methods.toml \
