@@ -27,3 +27,7 @@ class CheckpointError(ThumbtuneError, RuntimeError):
 
 class TrainingError(ThumbtuneError, RuntimeError):
     """Training stopped because going on would do harm, such as on a loss that is not a number."""
+
+
+class StoreError(ThumbtuneError, OSError):
+    """The store cannot be opened, read or written: the message says whether it is the disk, the server or the address."""

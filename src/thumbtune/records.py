@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Message = Mapping[str, Any]
 """One chat message: `{"role": "user", "content": "..."}`, and `tool_calls` and the like."""
@@ -55,3 +55,55 @@ def text_key(text: Text) -> str:
     if isinstance(text, str):
         return text
     return json.dumps([dict(message) for message in text], sort_keys=True, ensure_ascii=False)
+
+
+VoteKind = Literal["explicit", "edit", "retry", "copy"]
+"""explicit: a thumb was pressed. The others are implicit, kept apart, and off in training unless asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer as it was served, beside what it answered."""
+
+    id: str
+    user_key: str
+    """HMAC of who asked; never a name."""
+    conversation_key: str
+    messages: Sequence[Message]
+    completion: Message
+    finish_reason: str
+    """stop, length, tool_calls …; `cancelled` where the client left before the end."""
+    model_version: str
+    arm: str
+    """champion, canary, or named."""
+    created_us: int
+    """Microseconds since 1970, UTC."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
+    n_prompt_tokens: int | None = None
+    n_completion_tokens: int | None = None
+    api_key_id: str | None = None
+    source: str = "gateway"
+    source_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One press on one completion, with who, when and why. A null label takes an earlier press back."""
+
+    completion_id: str
+    user_key: str
+    label: bool | None
+    created_us: int
+    kind: VoteKind = "explicit"
+    score: float | None = None
+    strength: float = 1.0
+    """In (0, 1]: how much an implicit press says; 1 for an explicit one."""
+    reason: str | None = None
+    comment: str | None = None
+    correction: str | None = None
+    """The answer as the voter would have it."""
+    idempotency_key: str | None = None
+    api_key_id: str | None = None
+    source: str = "gateway"
+    source_id: str | None = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from thumbtune.cli import data, synth
+from thumbtune.cli import data, store, synth
 from thumbtune.cli.compare import COMPARE_EXAMPLES, DEMO_EXAMPLES, compare, demo
 from thumbtune.cli.report import report
+from thumbtune.cli.serve import EXAMPLES as SERVE_EXAMPLES
+from thumbtune.cli.serve import serve
 from thumbtune.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from thumbtune.cli.train import train
 from thumbtune.version import __version__
@@ -28,6 +30,11 @@ app.command(
 )(train)
 app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
 app.command("report")(report)
+app.command("serve", epilog=SERVE_EXAMPLES)(serve)
+app.command("export")(store.export)
+app.add_typer(store.keys, name="keys")
+app.add_typer(store.models, name="models")
+app.add_typer(store.store, name="store")
 app.command("demo", epilog=DEMO_EXAMPLES)(demo)
 
 

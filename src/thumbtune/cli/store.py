@@ -1,0 +1,286 @@
+"""`thumbtune export`, `keys`, `models` and `store`: the store from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+StoreUrl = Annotated[
+    str,
+    typer.Option(
+        "--store", metavar="URL", envvar="THUMBTUNE_STORE", help="SQLite file or postgresql://… address."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_STORE = "thumbtune.db"
+ACTOR = "command line"
+
+keys = typer.Typer(help="API keys: made once, shown once.", no_args_is_help=True)
+models = typer.Typer(help="Model versions, and the one in service.", no_args_is_help=True)
+store = typer.Typer(help="The store: back-up, erasure, retention.", no_args_is_help=True)
+
+
+def _open(url: str) -> Any:
+    from thumbtune.store.database import Store
+
+    return Store(url, must_exist=True)
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .parquet, or a folder for datasets.")],
+    url: StoreUrl = DEFAULT_STORE,
+    file_format: Annotated[
+        Literal["jsonl", "parquet", "dataset"] | None,
+        typer.Option("--format", help="By the ending of --out, unless given.", show_default=False),
+    ] = None,
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of votes: explicit, edit, retry, copy; with commas.")
+    ] = "explicit",
+    model_version: Annotated[
+        str | None, typer.Option(help="Only votes on this version.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the current votes as rows to train on; what cannot be used is counted by reason.
+
+    [bold]Examples[/bold]
+
+      thumbtune export --out thumbs.jsonl
+
+      thumbtune export --store postgresql://votes@db/votes --out thumbs.parquet --kinds explicit,edit
+    """
+    from thumbtune.errors import ConfigError
+    from thumbtune.store.export import KINDS, export_votes
+    from thumbtune.store.reading import VoteFilter
+
+    chosen = tuple(kind.strip() for kind in kinds.split(","))
+    unknown = [kind for kind in chosen if kind not in KINDS]
+    if unknown:
+        raise ConfigError(f"--kinds: there is no kind '{unknown[0]}': {', '.join(KINDS)}")
+    done = export_votes(
+        _open(url), out, file_format=file_format, wanted=VoteFilter(kinds=chosen, model_version=model_version)
+    )
+    if as_json:
+        print(json.dumps(asdict(done) | {"path": str(done.path)}))
+        return
+    print(
+        f"{done.path}: {done.n_rows} rows, {done.n_up} 👍 and {done.n_rows - done.n_up} 👎, digest {done.digest[:12]}"
+    )
+    for reason, count in done.left_out.items():
+        print(f"left out: {count} votes, {reason}")
+    print(f"next: thumbtune data check {done.path}")
+
+
+@keys.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is: a product, a team.")],
+    role: Annotated[
+        Literal["client", "voter", "admin"],
+        typer.Option(help="client: chats and votes on its own; voter: votes on all; admin: everything."),
+    ] = "client",
+    speaks_for_users: Annotated[
+        bool, typer.Option("--speaks-for-users", help="May name its end user in the header Thumbtune-User.")
+    ] = False,
+    url: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key and print it, this once.
+
+    [bold]Examples[/bold]
+
+      thumbtune keys create shop --role client --speaks-for-users
+    """
+    from thumbtune.store.database import Store
+    from thumbtune.store.keys import create_key
+
+    key, secret = create_key(Store(url), name, role, speaks_for_users=speaks_for_users)
+    if as_json:
+        print(json.dumps(asdict(key) | {"secret": secret}))
+        return
+    print(f"key {key.id} ({key.role}) of {key.name}; it is shown this once:", file=sys.stderr)
+    print(secret)
+
+
+@keys.command("list")
+def list_(
+    url: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Every API key, without its secret."""
+    from thumbtune.store.keys import list_keys
+
+    found = list_keys(_open(url))
+    if as_json:
+        print(json.dumps([asdict(key) for key in found]))
+        return
+    _print_table(
+        ["id", "name", "role", "speaks for users", "made", "revoked"],
+        [
+            [
+                k.id,
+                k.name,
+                k.role,
+                "yes" if k.speaks_for_users else "",
+                _day(k.created_us),
+                _day(k.revoked_us),
+            ]
+            for k in found
+        ],
+    )
+
+
+@keys.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="Id of the key, from `thumbtune keys list`.")],
+    url: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """The key opens nothing from now on; a running gateway knows it within two seconds."""
+    from thumbtune.store.keys import revoke_key
+
+    revoke_key(_open(url), key_id)
+    print(f"key {key_id} is revoked")
+
+
+@keys.command("rotate-secret")
+def rotate_secret(
+    secrets: Annotated[Path, typer.Option(help="File of signing secrets, beside the store.")] = Path(
+        "thumbtune.secrets.json"
+    ),
+) -> None:
+    """Sign vote tokens and sessions with a fresh secret from the next start on; the two before it still verify."""
+    from thumbtune.errors import ConfigError
+    from thumbtune.store.secrets import rotate_signing_secret
+
+    if not secrets.is_file():
+        raise ConfigError(f"{secrets}: there are no secrets here: name the gateway's file by --secrets")
+    print(f"{rotate_signing_secret(secrets)} secrets verify, the newest signs: restart the gateway")
+
+
+@models.command("list")
+def list_models(
+    url: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Every model version, with its parent and its votes."""
+    from thumbtune.store.models import find_pointer, list_versions
+    from thumbtune.store.reading import count_by_version
+
+    opened = _open(url)
+    counts = {row["model_version"]: row for row in count_by_version(opened)}
+    champion = find_pointer(opened)
+    found = list_versions(opened)
+    if as_json:
+        rows = [asdict(v) | counts.get(v.version, {}) for v in found]
+        print(json.dumps({"versions": rows, "champion": asdict(champion) if champion else None}))
+        return
+    table = []
+    for v in found:
+        n = counts.get(v.version, {})
+        in_service = "champion" if champion is not None and champion.version == v.version else ""
+        table.append(
+            [
+                v.version,
+                v.kind,
+                v.parent or "",
+                in_service,
+                *(str(n.get(c, 0)) for c in ("n_completions", "n_up", "n_down")),
+            ]
+        )
+    _print_table(["version", "kind", "parent", "", "completions", "👍", "👎"], table)
+
+
+@models.command("promote")
+def promote(
+    version: Annotated[str, typer.Argument(help="A version from `thumbtune models list`.")],
+    url: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Put a version in service; a running gateway that has it loaded follows within two seconds."""
+    from thumbtune.store.models import point
+
+    pointer = point(_open(url), version, actor=ACTOR)
+    print(f"champion is {pointer.version}, before it {pointer.previous}")
+
+
+@models.command("back")
+def back(url: StoreUrl = DEFAULT_STORE) -> None:
+    """Put the previous version back in service."""
+    from thumbtune.store.models import point_back
+
+    pointer = point_back(_open(url), actor=ACTOR)
+    print(f"champion is {pointer.version}, before it {pointer.previous}")
+
+
+@store.command("backup")
+def backup(
+    out: Annotated[Path, typer.Option(help="New file to write.")],
+    url: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Copy the store as of this moment, while it is in use. The secrets file is to be kept apart from it."""
+    from thumbtune.store.backup import back_up
+
+    back_up(_open(url), out)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+@store.command("erase-user")
+def erase(
+    user_key: Annotated[str, typer.Argument(help="The user's key, as votes show it.")],
+    url: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a user's texts and votes; tells which snapshots and model versions learned from them."""
+    from thumbtune.store.erasure import erase_user
+
+    done = erase_user(_open(url), user_key, actor=ACTOR)
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
+    print(f"erased: {done.n_completions} completions' texts, {done.n_votes} votes")
+    for name, found in (("snapshots and exports", done.snapshots), ("model versions", done.versions)):
+        print(f"{name} that hold them: {', '.join(found) or 'none'}")
+
+
+@store.command("retain")
+def retain(
+    voted_days: Annotated[
+        float | None,
+        typer.Option(min=0, help="Keep texts that were voted on so many days.", show_default=False),
+    ] = None,
+    unvoted_days: Annotated[
+        float | None, typer.Option(min=0, help="Keep texts without a vote so many days.", show_default=False)
+    ] = None,
+    url: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Erase texts that are older than they may be; votes and counts stay. For cron."""
+    from thumbtune.errors import ConfigError
+    from thumbtune.store.erasure import apply_retention
+
+    if voted_days is None and unvoted_days is None:
+        raise ConfigError("say how long: --voted-days, --unvoted-days or both")
+    counts = apply_retention(_open(url), voted_days=voted_days, unvoted_days=unvoted_days, actor=ACTOR)
+    print(f"erased texts: {counts['voted']} voted on, {counts['unvoted']} without a vote")
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _day(us: int | None) -> str:
+    import datetime
+
+    return (
+        ""
+        if us is None
+        else datetime.datetime.fromtimestamp(us / 1e6, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    )

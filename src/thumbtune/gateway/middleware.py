@@ -1,0 +1,171 @@
+"""What every request passes: a look at its host and size on the way in, headers and a log line on the way out.
+
+Plain ASGI, since a stream must flow through it and a vote must not wait in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from thumbtune.gateway.problems import Problem
+from thumbtune.gateway.telemetry import Telemetry
+
+log = logging.getLogger("thumbtune.access")
+
+BODY_SECONDS = 30.0
+"""How long a body may take to arrive."""
+
+API_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Frontier:
+    """One middleware for all of it; `page_policy` is the page's own Content-Security-Policy."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        telemetry: Telemetry,
+        hosts: Sequence[str] | None,
+        max_bytes: int,
+        max_bytes_of: Mapping[str, int],
+        page_path: str,
+        page_policy: str,
+    ) -> None:
+        self.app = app
+        self.telemetry = telemetry
+        self.hosts = None if hosts is None else {host.lower() for host in hosts}
+        self.max_bytes = max_bytes
+        self.max_bytes_of = max_bytes_of
+        self.page_path = page_path
+        self.page_policy = page_policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        path: str = scope["path"]
+        headers = self._choose_headers(path)
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self.telemetry.observe_request(_route_of(scope), status, time.perf_counter() - started)
+                message = {**message, "headers": [*message.get("headers", []), *headers]}
+            await send(message)
+
+        try:
+            self._check_host(scope)
+            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+                receive = await self._read_body(scope, receive)
+            await self.app(scope, receive, send_with_headers)
+        except Problem as problem:
+            await _send_problem(problem, send_with_headers)
+        finally:
+            log.info(
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "route": _route_of(scope),
+                    "status": status,
+                    "ms": round((time.perf_counter() - started) * 1e3, 2),
+                },
+            )
+
+    def _choose_headers(self, path: str) -> list[tuple[bytes, bytes]]:
+        chosen = dict(API_HEADERS)
+        if path.startswith(self.page_path):
+            chosen["Content-Security-Policy"] = self.page_policy
+        return [(name.lower().encode(), value.encode()) for name, value in chosen.items()]
+
+    def _check_host(self, scope: Scope) -> None:
+        """A web page that renames its own host to this address must not speak for the person who reads it."""
+        if self.hosts is None:
+            return
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if name.lower() not in self.hosts:
+            raise Problem(
+                400,
+                "this host name is not served here: --allowed-hosts names those that are",
+                code="unknown_host",
+            )
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> Receive:
+        """The whole body, if it is small enough and comes in time; raises a `Problem` if not."""
+        limit = self.max_bytes_of.get(scope["path"], self.max_bytes)
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        break
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise _too_large(limit)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Problem(
+                408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="slow_body"
+            ) from None
+        whole: Message | None = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal whole
+            if whole is not None:
+                message, whole = whole, None
+                return message
+            return await receive()
+
+        return replay
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(
+        413, f"the body is larger than {limit} bytes", code="body_too_large", headers={"Connection": "close"}
+    )
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's template, so that ids do not become metrics of their own."""
+    route = scope.get("route")
+    path: str | None = getattr(route, "path", None)
+    return path or "unmatched"
+
+
+async def _send_problem(problem: Problem, send: Send) -> None:
+    body = json.dumps(problem.as_body()).encode()
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def describe_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """A schema's complaints as one 400, without the text that they are about."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    text = str(first["msg"]).removeprefix("Value error, ")
+    return Problem(400, f"{place or 'body'}: {text}{more}", code="invalid_request", param=place or None)

@@ -1,0 +1,57 @@
+"""What a request is refused with, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+ErrorType = Literal[
+    "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
+]
+
+
+class Problem(Exception):  # noqa: N818 - it is what the client has, not we
+    """An answer other than success. `message` says what, where, and what to do; no user's text is in it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def as_body(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": _type_of(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def busy(message: str, retry_seconds: float = 1.0) -> Problem:
+    """503 with Retry-After: nothing is wrong with the request, come again."""
+    return Problem(503, message, code="busy", headers={"Retry-After": str(max(1, round(retry_seconds)))})
+
+
+def _type_of(status: int) -> ErrorType:
+    kinds: dict[int, ErrorType] = {
+        401: "authentication_error",
+        403: "permission_error",
+        429: "rate_limit_error",
+    }
+    if status in kinds:
+        return kinds[status]
+    return "server_error" if status >= 500 else "invalid_request_error"

@@ -1,0 +1,107 @@
+"""From settings to a serving process, and its orderly end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import uvicorn
+
+from thumbtune.errors import ConfigError, ThumbtuneError
+from thumbtune.gateway.engines import Engine
+from thumbtune.gateway.settings import GatewaySettings
+from thumbtune.gateway.telemetry import start_logging
+from thumbtune.store.database import Store
+from thumbtune.store.keys import find_keys_by_hash
+from thumbtune.store.secrets import open_secrets
+
+log = logging.getLogger("thumbtune.gateway")
+
+
+def run_gateway(settings: GatewaySettings) -> None:
+    """Serve until a signal comes; answers in flight finish and waiting votes are written before it ends.
+
+    Raises `ConfigError` where other machines could reach it and no API key exists.
+    """
+    start_logging(settings.log_level)
+    engine = build_engine(settings)
+    store = Store(settings.store)
+    if not settings.on_loopback and not find_keys_by_hash(store):
+        raise ConfigError(
+            f"--host {settings.host} opens the gateway to other machines, and there is no API key yet: "
+            f"`thumbtune keys create NAME --role admin --store {store.address}` makes one"
+        )
+    from thumbtune.gateway.app import create_app
+    from thumbtune.gateway.service import Gateway
+
+    gateway = Gateway(settings, store, engine, open_secrets(settings.secrets_file))
+    server = _Server(
+        uvicorn.Config(
+            create_app(gateway),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+    )
+    server.settings = settings
+    server.run()
+    if not server.started:
+        raise ConfigError("the gateway did not start: the lines above say why")
+
+
+def build_engine(settings: GatewaySettings) -> Engine:
+    """The engine that the settings ask for. Raises `ConfigError`."""
+    if settings.upstream is not None:
+        if settings.adapters:
+            raise ConfigError("adapters go with --model; load them at an upstream by POST /v1/adapters")
+        from thumbtune.gateway.upstream import Upstream
+
+        return Upstream(
+            settings.upstream,
+            api_key=settings.upstream_key,
+            timeout_seconds=settings.upstream_timeout_seconds,
+            model=settings.model,
+        )
+    if settings.model is None:
+        raise ConfigError(
+            "name a model (--model packaged:smollm2-135m-instruct) or a server that has one (--upstream URL)"
+        )
+    from thumbtune.gateway.local_chat import LocalModel
+
+    return LocalModel(
+        settings.model,
+        settings.adapters,
+        max_rows=settings.max_rows,
+        max_waiting=settings.max_waiting,
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does: with --port 0 nobody knows before."""
+
+    settings: GatewaySettings
+
+    async def startup(self, sockets: Any = None) -> None:
+        try:
+            await super().startup(sockets)
+        except ThumbtuneError as error:
+            log.error("the gateway did not start", extra={"problem": str(error)})
+            raise
+        if self.started and self.servers:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+            address = f"http://{host}:{port}"
+            log.info(
+                "listening",
+                extra={
+                    "address": address,
+                    "page": f"{address}/page" if self.settings.page else None,
+                    "pid": os.getpid(),
+                },
+            )

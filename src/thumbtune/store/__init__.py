@@ -1,0 +1,1 @@
+"""The store: completions as they were served, votes as they were pressed, on SQLite or PostgreSQL."""

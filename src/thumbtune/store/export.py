@@ -1,0 +1,184 @@
+"""Current votes out, in the training format: one row a vote, `{prompt, completion, label, finished, weight, …}`.
+
+Nothing is left out in silence: what cannot be learned from is counted by reason. Every export is entered in the
+store under its digest with the completions it holds, so that an erasure can name it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sqlalchemy import insert, select
+
+from thumbtune.data.formats import RowStream
+from thumbtune.data.sources import iterate_raw_rows
+from thumbtune.errors import ConfigError, DataError
+from thumbtune.records import VoteKind
+from thumbtune.store.database import Store, now_us
+from thumbtune.store.reading import EXPLICIT, VoteFilter, iterate_votes
+from thumbtune.store.schema import snapshot_completions, snapshots
+
+Format = Literal["jsonl", "parquet", "dataset"]
+
+
+KINDS: tuple[str, ...] = get_args(VoteKind)
+
+MAX_LINE_BYTES = 32 * 2**20
+
+BROKEN_OFF = ("cancelled", "error")
+"""How completions end that were neither finished nor cut by their limit: the voter saw a part of unknown length."""
+
+
+@dataclass
+class Export:
+    """What was written, and what was not."""
+
+    path: Path
+    digest: str = ""
+    n_rows: int = 0
+    n_up: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Votes that no row was made from, by reason."""
+
+
+def export_votes(
+    store: Store,
+    path: Path,
+    *,
+    file_format: Format | None = None,
+    wanted: VoteFilter = VoteFilter(kinds=EXPLICIT),
+) -> Export:
+    """Write the current votes that are `wanted` to `path`; the format is its ending, or `dataset` for a folder.
+
+    An edit gives two rows: the completion as served, 👎, and its correction, 👍. Raises `ConfigError`.
+    """
+    chosen: Format = file_format or _guess_format(path)
+    if path.exists():
+        raise ConfigError(f"{path} exists: name a new file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist: make it first")
+    export = Export(path)
+    ids: set[str] = set()
+    staging = path.with_name(f".{path.name}.part.jsonl")
+    try:
+        with store.read() as connection, open(staging, "w", encoding="utf-8") as file:
+            for row in _make_rows(iterate_votes(connection, wanted), export):
+                line = json.dumps(row, ensure_ascii=False)
+                file.write(line + "\n")
+                ids.add(row["completion_id"])
+                export.n_rows += 1
+                export.n_up += row["label"]
+        if not export.n_rows:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in export.left_out.items()) or "there are none"
+            raise DataError(f"{store.address}: no vote to export ({reasons})")
+        export.digest = _digest_rows(staging)
+        _write_as(chosen, staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    _enter(store, export, sorted(ids), wanted)
+    return export
+
+
+def _digest_rows(lines: Path) -> str:
+    """The digest that training writes into its manifest, so that a model version names its export."""
+    stream = RowStream(iterate_raw_rows(lines, MAX_LINE_BYTES), str(lines), stop_at_first=True)
+    for _ in stream:
+        pass
+    return stream.digest
+
+
+def _make_rows(found: Iterator[Mapping[str, Any]], export: Export) -> Iterator[dict[str, Any]]:
+    for vote in found:
+        if vote["erased_us"] is not None:
+            export.left_out["text erased"] += 1
+            continue
+        if not _has_text(vote["completion"]):
+            export.left_out["empty completion"] += 1
+            continue
+        if vote["finish_reason"] in BROKEN_OFF:
+            export.left_out["broken off before its end"] += 1
+            continue
+        yield _as_row(vote, vote["completion"], vote["label"], finished=vote["finish_reason"] != "length")
+        if vote["kind"] == "edit" and vote["correction"]:
+            corrected = {"role": "assistant", "content": vote["correction"]}
+            yield _as_row(vote, corrected, True, finished=True)
+
+
+def _as_row(
+    vote: Mapping[str, Any], completion: Mapping[str, Any], label: bool, *, finished: bool
+) -> dict[str, Any]:
+    row = {
+        "prompt": vote["messages"],
+        "completion": [completion],
+        "label": label,
+        "finished": finished,
+        "weight": vote["strength"],
+        "completion_id": vote["completion_id"],
+        "model_version": vote["model_version"],
+        "kind": vote["kind"],
+        "reason": vote["reason"],
+        "user_key": vote["user_key"],
+        "conversation_key": vote["conversation_key"],
+        "created_us": vote["created_us"],
+    }
+    if vote["tools"]:
+        row["tools"] = vote["tools"]
+    return row
+
+
+def _has_text(completion: Mapping[str, Any] | None) -> bool:
+    return completion is not None and bool(completion.get("content") or completion.get("tool_calls"))
+
+
+def _guess_format(path: Path) -> Format:
+    endings: dict[str, Format] = {".jsonl": "jsonl", ".parquet": "parquet", "": "dataset"}
+    if path.suffix not in endings:
+        raise ConfigError(
+            f"{path}: an export ends in .jsonl or .parquet, or is a folder (no ending): --format says which"
+        )
+    return endings[path.suffix]
+
+
+def _write_as(chosen: Format, lines: Path, path: Path) -> None:
+    if chosen == "jsonl":
+        os.replace(lines, path)
+        return
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    table = Dataset.from_list([json.loads(line) for line in lines.open(encoding="utf-8")])
+    if chosen == "parquet":
+        table.to_parquet(str(path))
+    else:
+        table.save_to_disk(str(path))
+
+
+def _enter(store: Store, export: Export, ids: Sequence[str], wanted: VoteFilter) -> None:
+    manifest = {
+        "kinds": None if wanted.kinds is None else list(wanted.kinds),
+        "n_up": export.n_up,
+        "left_out": dict(export.left_out),
+    }
+    with store.write() as connection:
+        known = connection.scalar(select(snapshots.c.digest).where(snapshots.c.digest == export.digest))
+        if known is not None:
+            return  # the same rows were exported before
+        connection.execute(
+            insert(snapshots).values(
+                digest=export.digest,
+                path=str(export.path.resolve()),
+                n_rows=export.n_rows,
+                manifest=manifest,
+                created_us=now_us(),
+            )
+        )
+        connection.execute(
+            insert(snapshot_completions),
+            [{"digest": export.digest, "completion_id": completion_id} for completion_id in ids],
+        )

@@ -1,0 +1,113 @@
+"""Model versions and the pointer to the one in service.
+
+A version's name is its content, so it never means two things. "champion" is a row that points: a promotion and the
+way back change that row in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from thumbtune.errors import ConfigError
+from thumbtune.store.database import Store, now_us
+from thumbtune.store.keys import write_audit
+from thumbtune.store.schema import model_versions, pointers
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version and where it comes from."""
+
+    version: str
+    kind: str
+    """base, adapter or upstream."""
+    location: str
+    """Folder, hub name, or the upstream's name for it."""
+    parent: str | None = None
+    snapshot: str | None = None
+    """Digest of the snapshot that it learned from."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    created_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What a name means now, and what it meant before."""
+
+    name: str
+    version: str
+    previous: str | None
+    changed_us: int
+
+
+def register_version(store: Store, version: ModelVersion) -> None:
+    """Make a version known; one that is known already stays as it is."""
+    with store.write() as connection:
+        known = connection.scalar(
+            select(model_versions.c.version).where(model_versions.c.version == version.version)
+        )
+        if known is None:
+            connection.execute(
+                insert(model_versions).values(
+                    version=version.version,
+                    kind=version.kind,
+                    location=version.location,
+                    parent=version.parent,
+                    snapshot=version.snapshot,
+                    config=dict(version.config),
+                    metrics=dict(version.metrics),
+                    created_us=version.created_us or now_us(),
+                )
+            )
+
+
+def list_versions(store: Store) -> list[ModelVersion]:
+    """Every version, oldest first."""
+    with store.read() as connection:
+        rows = connection.execute(select(model_versions).order_by(model_versions.c.created_us))
+        return [ModelVersion(**row._mapping) for row in rows]
+
+
+def find_pointer(store: Store, name: str = CHAMPION) -> Pointer | None:
+    """Where a name points, or None."""
+    with store.read() as connection:
+        return _find(connection, name)
+
+
+def point(store: Store, version: str, *, name: str = CHAMPION, actor: str) -> Pointer:
+    """Let a name mean another version, in one transaction with its line in the audit trail. Raises `ConfigError`."""
+    with store.write() as connection:
+        known = connection.scalar(select(model_versions.c.version).where(model_versions.c.version == version))
+        if known is None:
+            raise ConfigError(f"there is no model version '{version}': `thumbtune models list` shows them")
+        before = _find(connection, name)
+        if before is not None and before.version == version:
+            return before
+        after = Pointer(name, version, before.version if before else None, now_us())
+        values = {"version": version, "previous": after.previous, "changed_us": after.changed_us}
+        if before is None:
+            connection.execute(insert(pointers).values(name=name, **values))
+        else:
+            connection.execute(update(pointers).where(pointers.c.name == name).values(**values))
+        write_audit(connection, actor, "point", {"name": name, "to": version, "from": after.previous})
+        return after
+
+
+def point_back(store: Store, *, name: str = CHAMPION, actor: str) -> Pointer:
+    """The way back: a name means what it meant before. Raises `ConfigError` where there was nothing before."""
+    pointer = find_pointer(store, name)
+    if pointer is None or pointer.previous is None:
+        raise ConfigError(f"there is no earlier {name} to go back to")
+    return point(store, pointer.previous, name=name, actor=actor)
+
+
+def _find(connection: Connection, name: str) -> Pointer | None:
+    row = connection.execute(select(pointers).where(pointers.c.name == name)).first()
+    return None if row is None else Pointer(row.name, row.version, row.previous, row.changed_us)
