@@ -36,6 +36,7 @@ methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (
 
 test: setup  ## The fast tests: no network, under ten minutes on two cores
 	scripts/install-chromium
+	scripts/install-postgres
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## Tests that need the real model or minutes

@@ -6,6 +6,7 @@ No network and no files from elsewhere: what a test sees is in this file.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,28 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: An
     model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a PostgreSQL server of this session, without a database's name."""
+    from postgres import run_postgres
+
+    with run_postgres() as address:
+        yield address
+
+
+@pytest.fixture
+def make_postgres_database(postgres_server: str) -> Callable[[], str]:
+    """Gives the address of a new, empty database at each call."""
+    import secrets
+
+    import psycopg
+
+    def make() -> str:
+        name = f"t{secrets.token_hex(6)}"
+        with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return f"{postgres_server}/{name}"
+
+    return make

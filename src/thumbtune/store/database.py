@@ -40,8 +40,12 @@ class Store:
         self.engine = _create_engine(self.url)
         from thumbtune.store.migrate import migrate
 
-        with explain_errors(self.address):
-            migrate(self)
+        try:
+            with explain_errors(self.address):
+                migrate(self)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def address(self) -> str:

@@ -152,7 +152,8 @@ def _write_as(chosen: Format, lines: Path, path: Path) -> None:
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    table = Dataset.from_list([json.loads(line) for line in lines.open(encoding="utf-8")])
+    with open(lines, encoding="utf-8") as file:
+        table = Dataset.from_list([json.loads(line) for line in file])
     if chosen == "parquet":
         table.to_parquet(str(path))
     else:
