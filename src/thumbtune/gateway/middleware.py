@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +20,8 @@ from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.telemetry import Telemetry
 
 log = logging.getLogger("thumbtune.access")
+
+VOTE_PATH = "/v1/feedback"
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
@@ -39,6 +43,8 @@ class Frontier:
         *,
         telemetry: Telemetry,
         hosts: Sequence[str] | None,
+        origins: Sequence[str],
+        is_open: Callable[[], bool],
         max_bytes: int,
         max_bytes_of: Mapping[str, int],
         page_path: str,
@@ -47,6 +53,8 @@ class Frontier:
         self.app = app
         self.telemetry = telemetry
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
+        self.origins = frozenset(origins)
+        self.is_open = is_open
         self.max_bytes = max_bytes
         self.max_bytes_of = max_bytes_of
         self.page_path = page_path
@@ -59,12 +67,12 @@ class Frontier:
         started = time.perf_counter()
         path: str = scope["path"]
         headers = self._choose_headers(path)
-        status = 500
+        status, begun = 500, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 self.telemetry.observe_request(_route_of(scope), status, time.perf_counter() - started)
                 message = {**message, "headers": [*message.get("headers", []), *headers]}
             await send(message)
@@ -72,20 +80,24 @@ class Frontier:
         try:
             self._check_host(scope)
             if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+                self._check_origin(scope)
                 receive = await self._read_body(scope, receive)
             await self.app(scope, receive, send_with_headers)
         except Problem as problem:
             await _send_problem(problem, send_with_headers)
+        except Exception as error:
+            log_fault(error)
+            if begun:  # the client sees that the answer broke off; the server's own log sees no message
+                raise RuntimeError("an answer broke off: the line above says where") from None
+            await _send_problem(Problem(500, "a fault of the gateway", code="internal"), send_with_headers)
         finally:
-            log.info(
-                "request",
-                extra={
-                    "method": scope["method"],
-                    "route": _route_of(scope),
-                    "status": status,
-                    "ms": round((time.perf_counter() - started) * 1e3, 2),
-                },
-            )
+            if log.isEnabledFor(logging.INFO):
+                self._log(scope, status, started)
+
+    def _log(self, scope: Scope, status: int, started: float) -> None:
+        milliseconds = round((time.perf_counter() - started) * 1e3, 2)
+        route = {"method": scope["method"], "route": _route_of(scope)}
+        log.info("request", extra=route | {"status": status, "ms": milliseconds})
 
     def _choose_headers(self, path: str) -> list[tuple[bytes, bytes]]:
         chosen = dict(API_HEADERS)
@@ -97,7 +109,7 @@ class Frontier:
         """A web page that renames its own host to this address must not speak for the person who reads it."""
         if self.hosts is None:
             return
-        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        host = _find_header(scope, b"host")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if name.lower() not in self.hosts:
             raise Problem(
@@ -106,11 +118,26 @@ class Frontier:
                 code="unknown_host",
             )
 
+    def _check_origin(self, scope: Scope) -> None:
+        """While no key is needed, a page of another site could act by a form of its own: browsers say whose it is."""
+        origin = _find_header(scope, b"origin")
+        if not origin or not self.is_open():
+            return
+        if origin.partition("://")[2].lower() == _find_header(scope, b"host").lower():
+            return
+        if scope["path"] == VOTE_PATH and origin in self.origins:
+            return
+        raise Problem(
+            403,
+            "a page of another site may not do this: --allowed-origins names those that may vote",
+            code="foreign_origin",
+        )
+
     async def _read_body(self, scope: Scope, receive: Receive) -> Receive:
         """The whole body, if it is small enough and comes in time; raises a `Problem` if not."""
         limit = self.max_bytes_of.get(scope["path"], self.max_bytes)
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if declared.isdigit() and int(declared) > limit:
+        declared = _find_header(scope, b"content-length")
+        if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
         parts: list[bytes] = []
         size, more = 0, True
@@ -119,7 +146,7 @@ class Frontier:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        break
+                        raise Problem(499, "the client hung up", code="client_gone")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
@@ -127,7 +154,10 @@ class Frontier:
                     more = message.get("more_body", False)
         except TimeoutError:
             raise Problem(
-                408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="slow_body"
+                408,
+                f"the body did not arrive within {BODY_SECONDS:g} s",
+                code="slow_body",
+                headers={"Connection": "close"},
             ) from None
         whole: Message | None = {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
@@ -147,6 +177,10 @@ def _too_large(limit: int) -> Problem:
     )
 
 
+def _find_header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
 def _route_of(scope: Scope) -> str:
     """The route's template, so that ids do not become metrics of their own."""
     route = scope.get("route")
@@ -162,10 +196,27 @@ async def _send_problem(problem: Problem, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def log_fault(error: BaseException) -> None:
+    """A fault of ours, with its place and without its message: that might quote what somebody wrote."""
+    frames = traceback.extract_tb(error.__traceback__)
+    log.error(
+        "a fault of the gateway",
+        extra={
+            "fault": type(error).__name__,
+            "places": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
+        },
+    )
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
 def describe_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """A schema's complaints as one 400, without the text that they are about."""
     first = errors[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    # a field that we do not know is the client's own word, and may be a text: only names are said again
+    named = [str(part) for part in first["loc"] if part != "body"]
+    place = ".".join(part if _NAME.fullmatch(part) else "…" for part in named)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     text = str(first["msg"]).removeprefix("Value error, ")
     return Problem(400, f"{place or 'body'}: {text}{more}", code="invalid_request", param=place or None)

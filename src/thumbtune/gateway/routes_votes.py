@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
 
+from thumbtune.gateway.middleware import describe_validation
 from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.requests import ERRORS, Admin, Caller, TheGateway
 from thumbtune.gateway.schemas import Feedback, ImportReceipt, ImportRequest, VoteReceipt
@@ -16,7 +21,32 @@ from thumbtune.store.reading import VoteFilter, list_history, list_votes
 router = APIRouter(prefix="/v1", tags=["votes"])
 
 
-@router.post("/feedback", responses=ERRORS)
+class VoteRoute(APIRoute):
+    """A press, without FastAPI's general machinery: that costs more than the press itself (docs/decisions/011)."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def handle(http: Request) -> Response:
+            headers = http.headers
+            if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                raise Problem(400, "a vote comes as Content-Type: application/json", code="invalid_request")
+            try:
+                body = Feedback.model_validate(json.loads(await http.body()))
+            except ValidationError as error:
+                raise describe_validation(error.errors()) from None
+            except (ValueError, RecursionError):
+                raise Problem(400, "the body is not JSON in UTF-8", code="invalid_request") from None
+            receipt = await vote(
+                body,
+                http.app.state.gateway,
+                headers.get("authorization"),
+                headers.get("thumbtune-user"),
+                headers.get("idempotency-key"),
+            )
+            return Response(receipt.model_dump_json(), media_type="application/json")
+
+        return handle
+
+
 async def vote(
     body: Feedback,
     gateway: TheGateway,
@@ -34,11 +64,16 @@ async def vote(
         identity = await doorkeeper.identify(authorization, thumbtune_user)
     if body.vote_token is not None:
         identity = doorkeeper.identify_voter(body.vote_token, body.completion_id)
-    if idempotency_key is not None and body.idempotency_key not in (None, idempotency_key):
-        raise Problem(400, "Idempotency-Key and idempotency_key differ: send one", code="invalid_request")
     if idempotency_key is not None:
+        if body.idempotency_key not in (None, idempotency_key):
+            raise Problem(400, "Idempotency-Key and idempotency_key differ: send one", code="invalid_request")
+        if not 1 <= len(idempotency_key) <= 128:
+            raise Problem(400, "Idempotency-Key has 1 to 128 characters", code="invalid_request")
         body.idempotency_key = idempotency_key
     return await gateway.vote(body, identity)
+
+
+router.add_api_route("/feedback", vote, methods=["POST"], responses=ERRORS, route_class_override=VoteRoute)
 
 
 @router.post("/import", responses=ERRORS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,10 @@ from thumbtune.store.database import Store
 from thumbtune.store.keys import find_keys_by_hash
 from thumbtune.store.secrets import open_secrets
 
+SWITCH_SECONDS = 0.0005
+"""How long the committing thread and the event loop may keep the interpreter from each other; Python's own 5 ms
+would be most of a vote's latency."""
+
 log = logging.getLogger("thumbtune.gateway")
 
 
@@ -25,6 +30,7 @@ def run_gateway(settings: GatewaySettings) -> None:
     Raises `ConfigError` where other machines could reach it and no API key exists.
     """
     start_logging(settings.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
     engine = build_engine(settings)
     store = Store(settings.store)
     if not settings.on_loopback and not find_keys_by_hash(store):
@@ -44,6 +50,7 @@ def run_gateway(settings: GatewaySettings) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             h11_max_incomplete_event_size=64 * 1024,
         )

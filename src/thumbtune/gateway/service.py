@@ -7,6 +7,7 @@ and tokens are made beforehand, and stand in the headers too; a vote that is fas
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import secrets as randomness
@@ -151,6 +152,8 @@ class Gateway:
                 )
         self.committer = Committer(self.store, on_commit=self.telemetry.observe_commit)
         self._watching = asyncio.create_task(self._watch())
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not walk it again beside every vote
         self.is_ready = True
 
     async def close(self) -> None:

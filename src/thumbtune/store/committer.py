@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from thumbtune.store.database import Store
 from thumbtune.store.votes import Press, Status, write_completions, write_votes
 
 MAX_BATCH = 1_000
+CHECKPOINT_SECONDS = 1.0
 
 
 class CommitterFullError(StoreError):
@@ -53,6 +55,10 @@ class Committer:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
+        self._stopping = threading.Event()
+        self._checkpointer = threading.Thread(target=self._checkpoint, name="checkpointer", daemon=True)
+        if store.is_sqlite:
+            self._checkpointer.start()
 
     @property
     def n_waiting(self) -> int:
@@ -73,6 +79,9 @@ class Committer:
             self._closed = True
             self._waiting.put(None)
             self._thread.join(timeout_seconds)
+            self._stopping.set()
+            if self.store.is_sqlite:
+                self._checkpointer.join(timeout_seconds)
 
     def _submit(self, item: Completion | Press) -> asyncio.Future[Any]:
         if self._closed:
@@ -104,6 +113,11 @@ class Committer:
                     break
             if batch:
                 self._settle(batch)
+
+    def _checkpoint(self) -> None:
+        while not self._stopping.wait(CHECKPOINT_SECONDS):
+            with suppress(StoreError):  # the next commit will say it to those who wait for it
+                self.store.checkpoint()
 
     def _settle(self, batch: list[_Waiting]) -> None:
         started = time.perf_counter()
