@@ -30,4 +30,4 @@ class TrainingError(ThumbtuneError, RuntimeError):
 
 
 class StoreError(ThumbtuneError, OSError):
-    """The store cannot be opened, read or written: the message says whether it is the disk, the server or the address."""
+    """The store cannot be opened, read or written: the message says whether disk, server or address is to blame."""

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from thumbtune.errors import StoreError
 from thumbtune.gateway import routes_admin, routes_openai, routes_votes, sign_in
-from thumbtune.gateway.middleware import Frontier, describe_validation
+from thumbtune.gateway.middleware import VOTE_PATH, Frontier, describe_validation
 from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.requests import Caller, TheGateway
 from thumbtune.gateway.service import Gateway
@@ -38,7 +38,14 @@ def create_app(gateway: Gateway) -> FastAPI:
         finally:
             await gateway.close()
 
-    app = FastAPI(title="thumbtune", version=__version__, lifespan=live, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="thumbtune",
+        version=__version__,
+        lifespan=live,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"logs": False},  # its log records hold exceptions' messages, and those might hold texts
+    )
     app.state.gateway = gateway
     for router in (routes_openai.router, routes_votes.router, routes_admin.router, sign_in.router):
         app.include_router(router)
@@ -58,13 +65,15 @@ def create_app(gateway: Gateway) -> FastAPI:
             allow_methods=["POST"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
         )
-    hosts = settings.allowed_hosts or (LOOPBACK_NAMES if settings.on_loopback else None)
+    hosts = settings.allowed_hosts or ((*LOOPBACK_NAMES, settings.host) if settings.on_loopback else None)
     app.add_middleware(
         Frontier,
         telemetry=gateway.telemetry,
         hosts=hosts,
+        origins=settings.allowed_origins,
+        is_open=lambda: gateway.doorkeeper.is_open,
         max_bytes=settings.max_body_bytes,
-        max_bytes_of={"/v1/feedback": settings.max_vote_bytes, "/sign-in": 2_000},
+        max_bytes_of={VOTE_PATH: settings.max_vote_bytes, "/sign-in": 2_000},
         page_path=sign_in.PAGE,
         page_policy=policy,
     )
@@ -123,12 +132,7 @@ def _add_refusals(app: FastAPI) -> None:
             ),
         )
 
-    async def tell_fault(request: Request, error: Exception) -> Response:
-        log.error("a fault of the gateway", exc_info=error)
-        return await refuse(request, Problem(500, "a fault of the gateway", code="internal"))
-
     app.add_exception_handler(Problem, refuse)
     app.add_exception_handler(RequestValidationError, refuse_body)
     app.add_exception_handler(HTTPException, refuse_route)
     app.add_exception_handler(StoreError, tell_store_trouble)
-    app.add_exception_handler(Exception, tell_fault)

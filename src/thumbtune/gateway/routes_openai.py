@@ -13,8 +13,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from thumbtune.errors import StoreError
+from thumbtune.gateway.middleware import log_fault
 from thumbtune.gateway.problems import Problem
-from thumbtune.gateway.requests import ERRORS, Caller, TheGateway
+from thumbtune.gateway.requests import ERRORS, USER_PARAMETER, Caller, LeanRoute, TheGateway, identify_caller
 from thumbtune.gateway.schemas import ChatCompletion, ChatRequest, Model, ModelList
 from thumbtune.gateway.service import Gateway, Serving
 from thumbtune.store.models import CHAMPION
@@ -23,10 +24,10 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 log = logging.getLogger("thumbtune.gateway")
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, responses=ERRORS)
-async def chat(body: ChatRequest, http: Request, gateway: TheGateway, caller: Caller) -> Response:
+async def chat(body: ChatRequest, http: Request) -> Response:
     """An answer of the model in service (`champion`) or of a named version; with `stream`, as server-sent events."""
-    serving = gateway.begin_chat(body, caller)
+    gateway: Gateway = http.app.state.gateway
+    serving = gateway.begin_chat(body, await identify_caller(http, gateway))
     if not body.stream:
         answer = await _while_connected(http, gateway.complete_chat(serving))
         return JSONResponse(answer, headers=serving.headers)
@@ -38,6 +39,17 @@ async def chat(body: ChatRequest, http: Request, gateway: TheGateway, caller: Ca
         media_type="text/event-stream",
         headers={**serving.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
+
+
+router.add_api_route(
+    "/chat/completions",
+    chat,
+    methods=["POST"],
+    response_model=ChatCompletion,
+    responses=ERRORS,
+    route_class_override=LeanRoute,
+    openapi_extra={"parameters": [USER_PARAMETER]},
+)
 
 
 @router.get("/models", responses=ERRORS)
@@ -64,6 +76,9 @@ async def _as_events(
             yield _event(
                 Problem(503, "the answer could not be stored: it cannot be voted on", code="store").as_body()
             )
+        except Exception as error:
+            log_fault(error)
+            yield _event(Problem(500, "a fault of the gateway", code="internal").as_body())
         yield b"data: [DONE]\n\n"
 
 

@@ -3,83 +3,74 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.routing import APIRoute
-from pydantic import ValidationError
+from fastapi import APIRouter, Query, Request, Response
 
-from thumbtune.gateway.middleware import describe_validation
 from thumbtune.gateway.problems import Problem
-from thumbtune.gateway.requests import ERRORS, Admin, Caller, TheGateway
+from thumbtune.gateway.requests import (
+    ERRORS,
+    USER_PARAMETER,
+    Admin,
+    Caller,
+    LeanRoute,
+    TheGateway,
+    identify_caller,
+)
 from thumbtune.gateway.schemas import Feedback, ImportReceipt, ImportRequest, VoteReceipt
+from thumbtune.gateway.service import Gateway
 from thumbtune.records import VoteKind
 from thumbtune.store.reading import VoteFilter, list_history, list_votes
 
 router = APIRouter(prefix="/v1", tags=["votes"])
 
 
-class VoteRoute(APIRoute):
-    """A press, without FastAPI's general machinery: that costs more than the press itself (docs/decisions/011)."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def handle(http: Request) -> Response:
-            headers = http.headers
-            if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-                raise Problem(400, "a vote comes as Content-Type: application/json", code="invalid_request")
-            try:
-                body = Feedback.model_validate(json.loads(await http.body()))
-            except ValidationError as error:
-                raise describe_validation(error.errors()) from None
-            except (ValueError, RecursionError):
-                raise Problem(400, "the body is not JSON in UTF-8", code="invalid_request") from None
-            receipt = await vote(
-                body,
-                http.app.state.gateway,
-                headers.get("authorization"),
-                headers.get("thumbtune-user"),
-                headers.get("idempotency-key"),
-            )
-            return Response(receipt.model_dump_json(), media_type="application/json")
-
-        return handle
+IDEMPOTENCY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    "description": "The same as `idempotency_key` in the body.",
+}
 
 
-async def vote(
-    body: Feedback,
-    gateway: TheGateway,
-    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
-    thumbtune_user: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=128)] = None,
-) -> VoteReceipt:
+async def vote(body: Feedback, http: Request) -> Response:
     """Press 👍 or 👎, change or take back a press. It is on disk when this answers 200.
 
     Who presses is known from the vote token in the body, or else from the API key. The newest press of a user on a
     completion counts; the same request twice is one vote.
     """
-    doorkeeper = gateway.doorkeeper
-    if authorization is not None or body.vote_token is None:
-        identity = await doorkeeper.identify(authorization, thumbtune_user)
+    gateway: Gateway = http.app.state.gateway
+    if "authorization" in http.headers or body.vote_token is None:
+        identity = await identify_caller(http, gateway)
     if body.vote_token is not None:
-        identity = doorkeeper.identify_voter(body.vote_token, body.completion_id)
-    if idempotency_key is not None:
-        if body.idempotency_key not in (None, idempotency_key):
+        identity = gateway.doorkeeper.identify_voter(body.vote_token, body.completion_id)
+    key = http.headers.get("idempotency-key")
+    if key is not None:
+        if body.idempotency_key not in (None, key):
             raise Problem(400, "Idempotency-Key and idempotency_key differ: send one", code="invalid_request")
-        if not 1 <= len(idempotency_key) <= 128:
+        if not 1 <= len(key) <= 128:
             raise Problem(400, "Idempotency-Key has 1 to 128 characters", code="invalid_request")
-        body.idempotency_key = idempotency_key
-    return await gateway.vote(body, identity)
+        body.idempotency_key = key
+    receipt = await gateway.vote(body, identity)
+    return Response(receipt.model_dump_json(), media_type="application/json")
 
 
-router.add_api_route("/feedback", vote, methods=["POST"], responses=ERRORS, route_class_override=VoteRoute)
+router.add_api_route(
+    "/feedback",
+    vote,
+    methods=["POST"],
+    response_model=VoteReceipt,
+    responses=ERRORS,
+    route_class_override=LeanRoute,
+    openapi_extra={"parameters": [USER_PARAMETER, IDEMPOTENCY_PARAMETER]},
+)
 
 
 @router.post("/import", responses=ERRORS)
 async def import_rows(body: ImportRequest, gateway: TheGateway, admin: Admin) -> ImportReceipt:
     """Completions and votes from another product. The same batch twice changes nothing."""
-    return await asyncio.to_thread(gateway.import_rows, body)
+    return await asyncio.to_thread(gateway.import_rows, body, admin)
 
 
 @router.get("/votes", responses=ERRORS)

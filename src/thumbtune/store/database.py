@@ -164,7 +164,10 @@ def _create_engine(url: URL) -> Engine:
             hide_parameters=True,
             pool_pre_ping=True,
             json_serializer=_dump_json,
-            connect_args={"connect_timeout": 10},
+            connect_args={
+                "connect_timeout": 10,
+                "prepare_threshold": None,
+            },  # a plan of an empty table grows old
         )
     engine = create_engine(
         url, hide_parameters=True, json_serializer=_dump_json, pool_size=8, max_overflow=32

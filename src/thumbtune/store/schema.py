@@ -95,7 +95,7 @@ votes = Table(
     Index(None, "completion_id", "user_key", "kind", "id"),
     Index(None, "user_key"),
     Index(None, "created_us"),
-    Index("uq_votes_user_key_idempotency_key", "user_key", "idempotency_key", unique=True),
+    Index("uq_votes_idempotency_key_user_key", "idempotency_key", "user_key", unique=True),
     Index("uq_votes_source_source_id", "source", "source_id", unique=True),
     sqlite_autoincrement=True,
 )

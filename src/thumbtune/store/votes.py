@@ -46,24 +46,17 @@ class Press:
 
 
 def write_completions(connection: Connection, batch: Sequence[Completion]) -> int:
-    """Store completions that are not there yet, by id and by source; gives how many were new."""
-    if not batch:
-        return 0
-    known = set(
-        connection.scalars(select(completions.c.id).where(completions.c.id.in_({row.id for row in batch})))
-    )
+    """Store completions, without imports that are known by their source already. Gives how many were new."""
     imported: set[tuple[str, str | None]] = {
         (row.source, row.source_id) for row in batch if row.source_id is not None
     }
-    known_sources = _find_sources(connection, completions, imported)
+    known = _find_sources(connection, completions, imported)
     rows = []
     for completion in batch:
-        source = (completion.source, completion.source_id)
-        if completion.id in known or source in known_sources:
-            continue
-        known.add(completion.id)
         if completion.source_id is not None:
-            known_sources.add(source)
+            if (completion.source, completion.source_id) in known:
+                continue
+            known.add((completion.source, completion.source_id))
         rows.append(_as_columns(completion))
     if rows:
         connection.execute(insert(completions), rows)
@@ -136,10 +129,7 @@ def _find_owners(connection: Connection, ids: set[str]) -> dict[str, str]:
 def _find_current(connection: Connection, batch: Sequence[Vote]) -> dict[tuple[str, str, str], Any]:
     newest = (
         select(func.max(votes.c.id))
-        .where(
-            votes.c.completion_id.in_({vote.completion_id for vote in batch}),
-            votes.c.user_key.in_({vote.user_key for vote in batch}),
-        )
+        .where(votes.c.completion_id.in_({vote.completion_id for vote in batch}))
         .group_by(votes.c.completion_id, votes.c.user_key, votes.c.kind)
     )
     found = connection.execute(select(votes).where(votes.c.id.in_(newest)))
@@ -147,14 +137,11 @@ def _find_current(connection: Connection, batch: Sequence[Vote]) -> dict[tuple[s
 
 
 def _find_idempotent(connection: Connection, batch: Sequence[Vote]) -> dict[tuple[str, str | None], Any]:
-    named = [vote for vote in batch if vote.idempotency_key is not None]
-    if not named:
+    keys = {vote.idempotency_key for vote in batch if vote.idempotency_key is not None}
+    if not keys:
         return {}
-    query = select(votes).where(
-        votes.c.user_key.in_({vote.user_key for vote in named}),
-        votes.c.idempotency_key.in_({vote.idempotency_key for vote in named}),
-    )
-    return {(row.user_key, row.idempotency_key): row._mapping for row in connection.execute(query)}
+    found = connection.execute(select(votes).where(votes.c.idempotency_key.in_(keys)))
+    return {(row.user_key, row.idempotency_key): row._mapping for row in found}
 
 
 def _find_sources(

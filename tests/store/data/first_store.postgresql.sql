@@ -150,8 +150,8 @@ CREATE INDEX ix_votes_completion_id_user_key_kind_id ON public.votes USING btree
 CREATE INDEX ix_votes_created_us ON public.votes USING btree (created_us);
 CREATE INDEX ix_votes_user_key ON public.votes USING btree (user_key);
 CREATE UNIQUE INDEX uq_completions_source_source_id ON public.completions USING btree (source, source_id);
+CREATE UNIQUE INDEX uq_votes_idempotency_key_user_key ON public.votes USING btree (idempotency_key, user_key);
 CREATE UNIQUE INDEX uq_votes_source_source_id ON public.votes USING btree (source, source_id);
-CREATE UNIQUE INDEX uq_votes_user_key_idempotency_key ON public.votes USING btree (user_key, idempotency_key);
 ALTER TABLE ONLY public.pointers
     ADD CONSTRAINT fk_pointers_version_model_versions FOREIGN KEY (version) REFERENCES public.model_versions(version);
 ALTER TABLE ONLY public.snapshot_completions

@@ -114,7 +114,7 @@ CREATE INDEX ix_votes_completion_id_user_key_kind_id ON votes (completion_id, us
 CREATE INDEX ix_votes_created_us ON votes (created_us);
 CREATE INDEX ix_votes_user_key ON votes (user_key);
 CREATE UNIQUE INDEX uq_votes_source_source_id ON votes (source, source_id);
-CREATE UNIQUE INDEX uq_votes_user_key_idempotency_key ON votes (user_key, idempotency_key);
+CREATE UNIQUE INDEX uq_votes_idempotency_key_user_key ON votes (idempotency_key, user_key);
 DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('votes',2);
 COMMIT;

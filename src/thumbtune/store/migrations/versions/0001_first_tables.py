@@ -161,5 +161,5 @@ def upgrade() -> None:
     op.create_index(op.f("ix_votes_user_key"), "votes", ["user_key"], unique=False)
     op.create_index("uq_votes_source_source_id", "votes", ["source", "source_id"], unique=True)
     op.create_index(
-        "uq_votes_user_key_idempotency_key", "votes", ["user_key", "idempotency_key"], unique=True
+        "uq_votes_idempotency_key_user_key", "votes", ["idempotency_key", "user_key"], unique=True
     )
