@@ -41,6 +41,7 @@ class Store:
         if self.is_sqlite:
             _prepare_file(Path(str(self.url.database)), must_exist)
         self.engine = _create_engine(self.url)
+        self._writing = self.engine.execution_options(begins_with="BEGIN IMMEDIATE")
         from thumbtune.store.migrate import migrate
 
         try:
@@ -64,8 +65,7 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction, durable once the block has ended without an error."""
-        engine = self.engine.execution_options(begins_with="BEGIN IMMEDIATE")
-        with explain_errors(self.address), engine.begin() as connection:
+        with explain_errors(self.address), self._writing.begin() as connection:
             yield connection
 
     def check(self) -> None:
