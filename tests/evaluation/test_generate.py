@@ -12,7 +12,7 @@ import torch
 
 from thumbtune.engine.logprobs import Branch, score_branches
 from thumbtune.errors import ConfigError
-from thumbtune.evaluation.generate import Sampled, _pick, sample_completions, stop_token_ids
+from thumbtune.evaluation.generate import Sampled, pick_tokens, sample_completions, stop_token_ids
 
 PROMPTS = ["Why?", "A somewhat longer question?", "Hm", "İstanbul nüfusu?", "1 + 1 ="]
 
@@ -250,7 +250,8 @@ def test_chat_messages_are_rendered_with_the_template(model: Any, tiny_tokenizer
 
 
 def picked(logits: list[float], uniform: float, temperature: float = 1.0, top_p: float = 1.0) -> int:
-    return int(_pick(torch.tensor([logits]), torch.tensor([uniform]), temperature, top_p))
+    cut = None if top_p == 1 else torch.tensor([top_p])
+    return int(pick_tokens(torch.tensor([logits]), torch.tensor([uniform]), torch.tensor([temperature]), cut))
 
 
 def test_a_token_is_drawn_by_inverting_the_cumulative_distribution() -> None:
@@ -277,13 +278,15 @@ def test_temperature_divides_the_logits() -> None:
 def test_tokens_of_no_probability_are_never_drawn(top_p: float) -> None:
     logits = torch.tensor([[-float("inf"), 0.0, -float("inf"), 0.0, -float("inf")]]).expand(1000, 5)
     uniforms = torch.linspace(0, 1 - 2**-24, 1000)
-    assert set(_pick(logits, uniforms, 1.0, top_p).tolist()) == {1, 3}
+    assert set(
+        pick_tokens(logits, uniforms, torch.ones(len(logits)), torch.full((len(logits),), top_p)).tolist()
+    ) == {1, 3}
 
 
 def test_drawn_tokens_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4])
     uniforms = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
-    drawn = _pick(probabilities.log().expand(40_000, 4), uniforms, 1.0, 1.0)
+    drawn = pick_tokens(probabilities.log().expand(40_000, 4), uniforms, torch.ones(40_000))
     shares = torch.bincount(drawn, minlength=4) / 40_000
     # standard error of a share at most 0.5 / √40000 = 0.0025; four of them
     torch.testing.assert_close(shares, probabilities, rtol=0, atol=0.01)

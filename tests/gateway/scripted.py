@@ -102,12 +102,17 @@ class ScriptedEngine:
         pass
 
 
-@contextlib.contextmanager
-def serve(app: Any) -> Iterator[str]:
-    """A real server on a free port, in a thread; gives its address."""
+def find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serve(app: Any, *, port: int | None = None) -> Iterator[str]:
+    """A real server on a free port, or on `port`, in a thread; gives its address."""
+    port = port or find_free_port()
     config = uvicorn.Config(
         app, host="127.0.0.1", port=port, log_config=None, access_log=False, lifespan="on"
     )
@@ -116,7 +121,8 @@ def serve(app: Any) -> Iterator[str]:
     thread.start()
     deadline = time.monotonic() + 30
     while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
+        assert thread.is_alive(), "the server did not start"
+        assert time.monotonic() < deadline, "the server does not start"
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{port}"

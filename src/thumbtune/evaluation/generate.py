@@ -135,7 +135,13 @@ def _decode(
         on_step((step + 1) / max_new_tokens)
         logits = logits.float()
         uniforms = torch.tensor([torch.rand((), generator=noise[row]).item() for row in alive.tolist()])
-        chosen = _pick(logits, uniforms.to(device), temperature, top_p)  # (rows alive,)
+        if temperature == 0:
+            chosen = logits.argmax(-1)  # (rows alive,)
+        else:
+            cut = None if top_p == 1 else logits.new_full((len(logits),), top_p)
+            chosen = pick_tokens(
+                logits, uniforms.to(device), logits.new_full((len(logits),), temperature), cut
+            )
         log_probs[alive] += logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         stopped = torch.isin(chosen, stop_ids)
         for row, token, is_stop in zip(alive.tolist(), chosen.tolist(), stopped.tolist(), strict=True):
@@ -167,15 +173,18 @@ def _decode(
     ]
 
 
-def _pick(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+def pick_tokens(
+    logits: Tensor,  # (B, V)
+    uniforms: Tensor,  # (B,) in [0, 1)
+    temperature: Tensor,  # (B,) above 0
+    top_p: Tensor | None = None,  # (B,) in (0, 1]
+) -> Tensor:  # (B,) token ids
     """One token a row, by inverting the cumulative distribution at a uniform number."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probs = (logits / temperature).softmax(-1)
+    probs = (logits / temperature.unsqueeze(1)).softmax(-1)
     order = None
-    if top_p < 1:
+    if top_p is not None:
         probs, order = probs.sort(-1, descending=True)
-        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p.unsqueeze(1), 0.0)
     cumulative = probs.cumsum(-1)
     target = uniforms.unsqueeze(1) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[-1] - 1)

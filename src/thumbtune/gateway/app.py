@@ -12,13 +12,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from thumbtune.errors import StoreError
 from thumbtune.gateway import routes_admin, routes_openai, routes_votes, sign_in
 from thumbtune.gateway.middleware import VOTE_PATH, Frontier, describe_validation
 from thumbtune.gateway.problems import Problem
-from thumbtune.gateway.requests import Caller, TheGateway
+from thumbtune.gateway.requests import Caller, TheGateway, list_errors
+from thumbtune.gateway.schemas import ErrorBody
 from thumbtune.gateway.service import Gateway
 from thumbtune.version import __version__
 
@@ -27,18 +29,34 @@ log = logging.getLogger("thumbtune.gateway")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
+class _App(FastAPI):
+    """Its OpenAPI document says what it does: a schema's complaint is a 400 here, and a key goes into a header."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        document["components"]["schemas"].pop("HTTPValidationError", None)
+        document["components"]["schemas"].pop("ValidationError", None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        return document
+
+
 def create_app(gateway: Gateway) -> FastAPI:
     """The application; its lifespan starts and closes the gateway."""
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
-        await gateway.start()
+        if not gateway.is_ready:
+            await gateway.start()
         try:
             yield
         finally:
             await gateway.close()
 
-    app = FastAPI(
+    app: FastAPI = _App(
         title="thumbtune",
         version=__version__,
         lifespan=live,
@@ -80,13 +98,22 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _add_health(app: FastAPI) -> None:
-    @app.get("/healthz", tags=["operations"])
-    async def is_alive() -> dict[str, str]:
-        """The process runs."""
-        return {"status": "ok"}
+class Status(BaseModel):
+    status: str = Field(description="ok, or what is amiss.")
 
-    @app.get("/readyz", tags=["operations"], responses={503: {"description": "Not yet, or no longer."}})
+
+def _add_health(app: FastAPI) -> None:
+    refused = {400: {"model": ErrorBody, "description": "This host name is not served here."}}
+    open_to_all: dict[str, Any] = {"tags": ["operations"], "openapi_extra": {"security": []}}
+
+    @app.get("/healthz", responses=refused, **open_to_all)  # type: ignore[arg-type]
+    async def is_alive() -> Status:
+        """The process runs."""
+        return Status(status="ok")
+
+    not_ready = {503: {"model": Status, "description": "Not yet, or no longer."}}
+
+    @app.get("/readyz", response_model=Status, responses=refused | not_ready, **open_to_all)  # type: ignore[arg-type]
     async def is_ready(gateway: TheGateway) -> Response:
         """Chats and votes can be taken: the model is loaded and the store answers."""
         try:
@@ -97,7 +124,9 @@ def _add_health(app: FastAPI) -> None:
             JSONResponse({"status": "ok"}) if gateway.is_ready else JSONResponse({"status": "not ready"}, 503)
         )
 
-    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    text: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", tags=["operations"], response_model=None, responses=list_errors() | text)
     async def show_metrics(gateway: TheGateway, caller: Caller) -> Response:
         """Prometheus metrics; needs an admin's key where keys are needed."""
         caller.require()

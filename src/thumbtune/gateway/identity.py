@@ -16,12 +16,12 @@ from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from thumbtune.gateway.problems import Problem
 from thumbtune.store.database import Store
-from thumbtune.store.keys import ApiKey, Role, find_keys_by_hash, hash_secret
+from thumbtune.store.keys import ApiKey, Role, find_keys_by_hash, hash_secret, list_keys
 from thumbtune.store.secrets import Secrets
 
 USER_HEADER = "Thumbtune-User"
-REFRESH_SECONDS = 2.0
-"""How soon a key that was made or revoked elsewhere is known here."""
+REFRESH_SECONDS = 1.0
+"""How often the keys are read anew: one that was made or revoked elsewhere is known here within two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,22 @@ class Identity:
 
 
 class KeyRing:
-    """The API keys in use, kept in memory and read anew every two seconds."""
+    """The API keys in use, kept in memory and read anew every second."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._keys = find_keys_by_hash(store)
         self._read_at = time.monotonic()
         self._lock = asyncio.Lock()
+        self._read()
 
     @property
     def is_empty(self) -> bool:
-        return not self._keys
+        """True while no key was ever made: whoever revokes the last one wants it shut, not open to all."""
+        return self._is_new
+
+    def _read(self) -> None:
+        self._keys = find_keys_by_hash(self._store)
+        self._is_new = not self._keys and not list_keys(self._store)
 
     def find(self, secret: str) -> ApiKey | None:
         return self._keys.get(hash_secret(secret))
@@ -67,7 +72,7 @@ class KeyRing:
             if time.monotonic() - self._read_at < at_most_every_seconds:
                 return
             self._read_at = time.monotonic()
-            self._keys = await asyncio.to_thread(find_keys_by_hash, self._store)
+            await asyncio.to_thread(self._read)
 
 
 class Tokens:
@@ -116,7 +121,7 @@ class Doorkeeper:
 
     @property
     def is_open(self) -> bool:
-        """True on loopback while no key exists: the one person at this machine may do everything."""
+        """True on loopback while no key was ever made: the one person at this machine may do everything."""
         return self.on_loopback and self.keys.is_empty
 
     @property

@@ -10,13 +10,12 @@ import json
 import logging
 import re
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thumbtune.gateway.problems import Problem
+from thumbtune.gateway.problems import Problem, log_fault
 from thumbtune.gateway.telemetry import Telemetry
 
 log = logging.getLogger("thumbtune.access")
@@ -194,18 +193,6 @@ async def _send_problem(problem: Problem, send: Send) -> None:
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def log_fault(error: BaseException) -> None:
-    """A fault of ours, with its place and without its message: that might quote what somebody wrote."""
-    frames = traceback.extract_tb(error.__traceback__)
-    log.error(
-        "a fault of the gateway",
-        extra={
-            "fault": type(error).__name__,
-            "places": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
-        },
-    )
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any, Literal
+
+log = logging.getLogger("thumbtune.gateway")
 
 ErrorType = Literal[
     "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
@@ -44,6 +48,18 @@ class Problem(Exception):  # noqa: N818 - it is what the client has, not we
 def busy(message: str, retry_seconds: float = 1.0) -> Problem:
     """503 with Retry-After: nothing is wrong with the request, come again."""
     return Problem(503, message, code="busy", headers={"Retry-After": str(max(1, round(retry_seconds)))})
+
+
+def log_fault(error: BaseException) -> None:
+    """A fault of ours, with its place and without its message: that might quote what somebody wrote."""
+    frames = traceback.extract_tb(error.__traceback__)
+    log.error(
+        "a fault of the gateway",
+        extra={
+            "fault": type(error).__name__,
+            "places": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
+        },
+    )
 
 
 def _type_of(status: int) -> ErrorType:

@@ -16,23 +16,32 @@ from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.schemas import ErrorBody
 from thumbtune.gateway.service import Gateway
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        400: "The request makes no sense; the message says where.",
-        401: "No key, or one that is not good.",
-        403: "The key may not do this.",
-        404: "There is no such thing.",
-        408: "The body came too slowly.",
-        409: "It cannot be done as things stand.",
-        413: "The body is too large.",
-        429: "Too much in too short a time; Retry-After says when to come again.",
-        500: "A fault of the gateway.",
-        502: "A fault of the model's server.",
-        503: "Busy, or the store is out; Retry-After says when to come again.",
-        504: "The model's server did not answer in time.",
-    }.items()
+_ERRORS: dict[int, str] = {
+    400: "The request makes no sense; the message says where.",
+    401: "No key, or one that is not good.",
+    403: "The key may not do this.",
+    404: "There is no such thing.",
+    408: "The body came too slowly.",
+    409: "It cannot be done as things stand.",
+    413: "The body is too large.",
+    429: "Too much in too short a time; Retry-After says when to come again.",
+    500: "A fault of the gateway.",
+    502: "A fault of the model's server.",
+    503: "Busy, or the store is out; Retry-After says when to come again.",
+    504: "The model's server did not answer in time.",
 }
+_EVERYWHERE = (400, 401, 403, 500, 503)
+
+
+def list_errors(*more: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of a route for its documentation: those of every route, and more."""
+    return {
+        status: {"model": ErrorBody, "description": _ERRORS[status]}
+        for status in sorted({*_EVERYWHERE, *more})
+    }
+
+
+OF_A_BODY = (408, 413)
 
 
 Body = TypeVar("Body", bound=BaseModel)

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from thumbtune.errors import ConfigError, ModelError
 from thumbtune.gateway.problems import Problem
-from thumbtune.gateway.requests import ERRORS, Admin, TheGateway
+from thumbtune.gateway.requests import OF_A_BODY, Admin, TheGateway, list_errors
 from thumbtune.gateway.versions import describe_adapter
-from thumbtune.store.erasure import erase_user
+from thumbtune.store.erasure import Erasure, erase_user
 from thumbtune.store.keys import Role, create_key, list_audit, list_keys, revoke_key
-from thumbtune.store.models import list_versions
+from thumbtune.store.models import ModelVersion, Pointer, list_versions
 from thumbtune.store.reading import count_by_version
 
-router = APIRouter(prefix="/v1", tags=["admin"], responses=ERRORS)
+router = APIRouter(prefix="/v1", tags=["admin"], responses=list_errors())
 
 
 class ChampionRequest(BaseModel):
@@ -58,20 +58,20 @@ async def look_at_versions(gateway: TheGateway, admin: Admin) -> dict[str, Any]:
     }
 
 
-@router.post("/champion")
-async def point_champion(body: ChampionRequest, gateway: TheGateway, admin: Admin) -> dict[str, Any]:
+@router.post("/champion", responses=list_errors(*OF_A_BODY, 409))
+async def point_champion(body: ChampionRequest, gateway: TheGateway, admin: Admin) -> Pointer:
     """Put a loaded version in service."""
-    return asdict(await gateway.point_champion(body.version, admin))
+    return await gateway.point_champion(body.version, admin)
 
 
-@router.post("/champion/back")
-async def point_champion_back(gateway: TheGateway, admin: Admin) -> dict[str, Any]:
+@router.post("/champion/back", responses=list_errors(*OF_A_BODY, 409))
+async def point_champion_back(gateway: TheGateway, admin: Admin) -> Pointer:
     """Put the previous version back in service."""
-    return asdict(await gateway.point_back(admin))
+    return await gateway.point_back(admin)
 
 
-@router.post("/adapters")
-async def load_adapter(body: AdapterRequest, gateway: TheGateway, admin: Admin) -> dict[str, Any]:
+@router.post("/adapters", responses=list_errors(*OF_A_BODY, 404, 502, 504))
+async def load_adapter(body: AdapterRequest, gateway: TheGateway, admin: Admin) -> ModelVersion:
     """Load a PEFT adapter beside the others, under its content-addressed name; it serves nobody yet but by name."""
     base = gateway.engine.versions[-1] if gateway.champion is None else gateway.champion.version
     try:
@@ -81,13 +81,13 @@ async def load_adapter(body: AdapterRequest, gateway: TheGateway, admin: Admin) 
             400, "this folder holds no adapter in safetensors", code="no_adapter", param="folder"
         ) from error
     await gateway.load_adapter(version, admin)
-    return asdict(version)
+    return version
 
 
-@router.delete("/users/{user}")
+@router.delete("/users/{user}", responses=list_errors(*OF_A_BODY, 404))
 async def forget_user(
     user: str, gateway: TheGateway, admin: Admin, key_id: Annotated[str | None, Query(max_length=32)] = None
-) -> dict[str, Any]:
+) -> Erasure:
     """Erase a user's texts and votes; tells the snapshots and model versions that learned from them.
 
     `user` is a user key; with `key_id`, the name that this API key called the user by.
@@ -95,7 +95,7 @@ async def forget_user(
     user_key = user if key_id is None else gateway.doorkeeper.secrets.user_key(f"user of {key_id}", user)
     if "\x00" in user_key or len(user_key) > 64:
         raise Problem(404, "there is no such user", code="user_not_found")
-    return asdict(await asyncio.to_thread(erase_user, gateway.store, user_key, actor=admin.actor))
+    return await asyncio.to_thread(erase_user, gateway.store, user_key, actor=admin.actor)
 
 
 @router.get("/keys")
@@ -107,7 +107,7 @@ async def look_at_keys(gateway: TheGateway, admin: Admin) -> dict[str, Any]:
     }
 
 
-@router.post("/keys")
+@router.post("/keys", responses=list_errors(*OF_A_BODY))
 async def make_key(body: KeyRequest, gateway: TheGateway, admin: Admin) -> dict[str, Any]:
     """A new API key; its secret is in this answer and nowhere else."""
     key, secret = await asyncio.to_thread(
@@ -119,7 +119,7 @@ async def make_key(body: KeyRequest, gateway: TheGateway, admin: Admin) -> dict[
     return asdict(key) | {"secret": secret}
 
 
-@router.delete("/keys/{key_id}", status_code=204)
+@router.delete("/keys/{key_id}", status_code=204, responses=list_errors(*OF_A_BODY, 404))
 async def end_key(key_id: str, gateway: TheGateway, admin: Admin) -> Response:
     """Revoke an API key, from this moment."""
     try:

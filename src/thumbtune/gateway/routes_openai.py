@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from thumbtune.errors import StoreError
-from thumbtune.gateway.middleware import log_fault
-from thumbtune.gateway.problems import Problem
-from thumbtune.gateway.requests import ERRORS, USER_PARAMETER, Caller, LeanRoute, TheGateway, identify_caller
+from thumbtune.gateway.problems import Problem, log_fault
+from thumbtune.gateway.requests import (
+    OF_A_BODY,
+    USER_PARAMETER,
+    Caller,
+    LeanRoute,
+    TheGateway,
+    identify_caller,
+    list_errors,
+)
 from thumbtune.gateway.schemas import ChatCompletion, ChatRequest, Model, ModelList
-from thumbtune.gateway.service import Gateway, Serving
+from thumbtune.gateway.service import Gateway
 from thumbtune.store.models import CHAMPION
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -34,25 +42,30 @@ async def chat(body: ChatRequest, http: Request) -> Response:
     chunks = gateway.stream_answer(serving)
     # the first piece first: a model that is busy or refuses gets its own status
     first = await _while_connected(http, _take_first(chunks))
-    return StreamingResponse(
-        _as_events(gateway, serving, first, chunks),
-        media_type="text/event-stream",
-        headers={**serving.headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
+    return _EventStream(first, chunks, serving.headers)
 
+
+_EVENTS = {
+    "text/event-stream": {
+        "schema": {
+            "type": "string",
+            "description": "With `stream`: `chat.completion.chunk` objects, then [DONE].",
+        }
+    }
+}
 
 router.add_api_route(
     "/chat/completions",
     chat,
     methods=["POST"],
     response_model=ChatCompletion,
-    responses=ERRORS,
+    responses=list_errors(*OF_A_BODY, 404, 429, 502, 504) | {200: {"content": _EVENTS}},
     route_class_override=LeanRoute,
     openapi_extra={"parameters": [USER_PARAMETER]},
 )
 
 
-@router.get("/models", responses=ERRORS)
+@router.get("/models", responses=list_errors())
 async def list_models(gateway: TheGateway, caller: Caller) -> ModelList:
     """`champion`, and every version that can be asked for by name."""
     changed = 0 if gateway.champion is None else gateway.champion.changed_us // 1_000_000
@@ -60,10 +73,32 @@ async def list_models(gateway: TheGateway, caller: Caller) -> ModelList:
     return ModelList(data=[Model(id=name, created=changed, owned_by="thumbtune") for name in names])
 
 
+class _EventStream(StreamingResponse):
+    """Server-sent events that close their source however they end: also for a client that left without reading."""
+
+    def __init__(
+        self,
+        first: dict[str, Any] | None,
+        chunks: AsyncGenerator[dict[str, Any], None],
+        headers: dict[str, str],
+    ) -> None:
+        self._chunks = chunks
+        self._events = _as_events(first, chunks)
+        headers = {**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._events, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+            await self._chunks.aclose()  # where not one event was taken
+
+
 async def _as_events(
-    gateway: Gateway, serving: Serving, first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]
-) -> AsyncIterator[bytes]:
-    async with aclosing(chunks):  # type: ignore[type-var]
+    first: dict[str, Any] | None, chunks: AsyncGenerator[dict[str, Any], None]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(chunks):
         try:
             if first is not None:
                 yield _event(first)

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.requests import (
-    ERRORS,
+    OF_A_BODY,
     USER_PARAMETER,
     Admin,
     Caller,
     LeanRoute,
     TheGateway,
     identify_caller,
+    list_errors,
 )
 from thumbtune.gateway.schemas import Feedback, ImportReceipt, ImportRequest, VoteReceipt
 from thumbtune.gateway.service import Gateway
@@ -61,19 +62,22 @@ router.add_api_route(
     vote,
     methods=["POST"],
     response_model=VoteReceipt,
-    responses=ERRORS,
+    responses=list_errors(*OF_A_BODY, 404, 409, 429),
     route_class_override=LeanRoute,
-    openapi_extra={"parameters": [USER_PARAMETER, IDEMPOTENCY_PARAMETER]},
+    openapi_extra={
+        "parameters": [USER_PARAMETER, IDEMPOTENCY_PARAMETER],
+        "security": [{"key": []}, {}],  # or the vote token in the body
+    },
 )
 
 
-@router.post("/import", responses=ERRORS)
+@router.post("/import", responses=list_errors(*OF_A_BODY))
 async def import_rows(body: ImportRequest, gateway: TheGateway, admin: Admin) -> ImportReceipt:
     """Completions and votes from another product. The same batch twice changes nothing."""
     return await asyncio.to_thread(gateway.import_rows, body, admin)
 
 
-@router.get("/votes", responses=ERRORS)
+@router.get("/votes", responses=list_errors())
 async def look_at_votes(
     gateway: TheGateway,
     caller: Caller,
@@ -96,7 +100,7 @@ async def look_at_votes(
     return {"object": "list", "data": rows, "has_more": len(rows) == limit}
 
 
-@router.get("/votes/{completion_id}/history", responses=ERRORS)
+@router.get("/votes/{completion_id}/history", responses=list_errors(404))
 async def look_at_history(completion_id: str, gateway: TheGateway, caller: Caller) -> dict[str, Any]:
     """Every press on a completion, oldest first."""
     caller.require("voter")

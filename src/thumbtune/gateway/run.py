@@ -9,8 +9,10 @@ from typing import Any
 
 import uvicorn
 
-from thumbtune.errors import ConfigError, ThumbtuneError
+from thumbtune.errors import ConfigError
 from thumbtune.gateway.engines import Engine
+from thumbtune.gateway.problems import Problem
+from thumbtune.gateway.service import Gateway
 from thumbtune.gateway.settings import GatewaySettings
 from thumbtune.gateway.telemetry import start_logging
 from thumbtune.store.database import Store
@@ -34,12 +36,12 @@ def run_gateway(settings: GatewaySettings) -> None:
     engine = build_engine(settings)
     store = Store(settings.store)
     if not settings.on_loopback and not find_keys_by_hash(store):
+        store.close()
         raise ConfigError(
             f"--host {settings.host} opens the gateway to other machines, and there is no API key yet: "
             f"`thumbtune keys create NAME --role admin --store {store.address}` makes one"
         )
     from thumbtune.gateway.app import create_app
-    from thumbtune.gateway.service import Gateway
 
     gateway = Gateway(settings, store, engine, open_secrets(settings.secrets_file))
     server = _Server(
@@ -55,10 +57,8 @@ def run_gateway(settings: GatewaySettings) -> None:
             h11_max_incomplete_event_size=64 * 1024,
         )
     )
-    server.settings = settings
+    server.gateway = gateway
     server.run()
-    if not server.started:
-        raise ConfigError("the gateway did not start: the lines above say why")
 
 
 def build_engine(settings: GatewaySettings) -> Engine:
@@ -90,25 +90,23 @@ def build_engine(settings: GatewaySettings) -> Engine:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does: with --port 0 nobody knows before."""
+    """Starts the gateway before it listens, so that trouble is an error and not a log line; then says where."""
 
-    settings: GatewaySettings
+    gateway: Gateway
 
     async def startup(self, sockets: Any = None) -> None:
         try:
-            await super().startup(sockets)
-        except ThumbtuneError as error:
-            log.error("the gateway did not start", extra={"problem": str(error)})
+            await self.gateway.start()
+        except BaseException as error:
+            await self.gateway.close()
+            if isinstance(error, Problem):
+                raise ConfigError(error.message) from error
             raise
+        await super().startup(sockets)
         if self.started and self.servers:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-            address = f"http://{host}:{port}"
-            log.info(
-                "listening",
-                extra={
-                    "address": address,
-                    "page": f"{address}/page" if self.settings.page else None,
-                    "pid": os.getpid(),
-                },
-            )
+            log.info("listening", extra={"address": self._address, "pid": os.getpid()})
+
+    @property
+    def _address(self) -> str:
+        host, port = self.gateway.settings.host, self.servers[0].sockets[0].getsockname()[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -48,7 +48,13 @@ class ChatRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_texts(cls, value: Any) -> Any:
-        return check_texts(value)
+        value = check_texts(value)
+        # null means "not said" in OpenAI's requests
+        return (
+            {name: item for name, item in value.items() if item is not None}
+            if isinstance(value, dict)
+            else value
+        )
 
     def as_messages(self) -> list[dict[str, Any]]:
         """The messages as plain dicts, with the keys that were sent."""

@@ -13,15 +13,17 @@ import logging
 import secrets as randomness
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from thumbtune.errors import ConfigError, StoreError
+from sqlalchemy.exc import IntegrityError
+
+from thumbtune.errors import ConfigError, StoreError, ThumbtuneError
 from thumbtune.gateway.engines import Engine
-from thumbtune.gateway.identity import Doorkeeper, Identity
-from thumbtune.gateway.problems import Problem, busy
+from thumbtune.gateway.identity import REFRESH_SECONDS, Doorkeeper, Identity
+from thumbtune.gateway.problems import Problem, busy, log_fault
 from thumbtune.gateway.rates import Rates
 from thumbtune.gateway.schemas import ChatRequest, Feedback, ImportReceipt, ImportRequest, VoteReceipt
 from thumbtune.gateway.settings import GatewaySettings
@@ -29,11 +31,13 @@ from thumbtune.gateway.telemetry import Telemetry
 from thumbtune.records import Completion, Vote, VoteKind, text_key
 from thumbtune.store.committer import Committer, CommitterFullError
 from thumbtune.store.database import Store, now_us
+from thumbtune.store.keys import write_audit
 from thumbtune.store.models import (
     CHAMPION,
     ModelVersion,
     Pointer,
     find_pointer,
+    list_versions,
     point,
     point_back,
     register_version,
@@ -99,6 +103,25 @@ class Serving:
             "model_version": self.version,
         }
 
+    def find(self, choice: Mapping[str, Any]) -> ServedChoice:
+        """The choice that an engine's choice is about. Raises a 502 `Problem` where nobody asked for it."""
+        if choice["index"] not in range(len(self.choices)):
+            raise Problem(502, "the model gave more choices than were asked for", code="upstream")
+        return self.choices[choice["index"]]
+
+    @property
+    def has_begun(self) -> bool:
+        """True once a piece of the answer is known."""
+        return any(choice.content or choice.tool_calls or choice.finish_reason for choice in self.choices)
+
+    def count_tokens(self) -> int:
+        """What it cost: as the model says, or four characters a token where it was broken off before it could say."""
+        known = self.usage.get("total_tokens")
+        if known is not None:
+            return int(known)
+        said = sum(len(text) for choice in self.choices for text in choice.content)
+        return (said + sum(len(str(message.content or "")) for message in self.request.messages)) // 4
+
     @property
     def headers(self) -> dict[str, str]:
         """The same for the first choice, for clients that show headers only."""
@@ -127,6 +150,7 @@ class Gateway:
             session_hours=settings.session_hours,
         )
         self.champion: Pointer | None = None
+        self._not_followed: Pointer | None = None
         self.committer: Committer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -141,15 +165,15 @@ class Gateway:
         for version in served:
             await asyncio.to_thread(register_version, self.store, version)
         self.champion = await asyncio.to_thread(find_pointer, self.store)
-        if self.champion is None or self.champion.version not in self.engine.versions:
-            was = self.champion
-            self.champion = await asyncio.to_thread(
-                point, self.store, served[0].version, actor="start of the gateway"
+        if self.champion is None:
+            first = served[0].version
+            self.champion = await asyncio.to_thread(point, self.store, first, actor="start of the gateway")
+        elif not await self._ensure_loaded(self.champion.version):
+            raise ConfigError(
+                f"the champion {self.champion.version} is not among what is served here "
+                f"({', '.join(self.engine.versions)}): serve it, by --adapter if it is one, or put one of these in "
+                "service: thumbtune models promote VERSION"
             )
-            if was is not None:
-                log.warning(
-                    "the champion was not served here", extra={"was": was.version, "now": served[0].version}
-                )
         self.committer = Committer(self.store, on_commit=self.telemetry.observe_commit)
         self._watching = asyncio.create_task(self._watch())
         gc.collect()
@@ -171,9 +195,9 @@ class Gateway:
     async def _watch(self) -> None:
         """What other processes change, keys and champion, is known here within two seconds."""
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(REFRESH_SECONDS)
             try:
-                await self.doorkeeper.keys.refresh(at_most_every_seconds=2.0)
+                await self.doorkeeper.keys.refresh()
                 pointer = await asyncio.to_thread(find_pointer, self.store)
             except StoreError as error:
                 log.warning("the store does not answer", extra={"problem": str(error)})
@@ -182,10 +206,26 @@ class Gateway:
                 await self._follow(pointer)
 
     async def _follow(self, pointer: Pointer) -> None:
-        if pointer.version in self.engine.versions:
+        """Another process pointed the champion elsewhere."""
+        if await self._ensure_loaded(pointer.version):
             self.champion = pointer
-        else:
-            log.warning("the new champion is not loaded here", extra={"version": pointer.version})
+        elif pointer != self._not_followed:  # said once, not every second
+            self._not_followed = pointer
+            log.error("the new champion is not served here", extra={"version": pointer.version})
+
+    async def _ensure_loaded(self, version: str) -> bool:
+        """True where a version can be asked for; an adapter that the store knows is loaded."""
+        if version in self.engine.versions:
+            return True
+        known = {found.version: found for found in await asyncio.to_thread(list_versions, self.store)}
+        if version not in known or known[version].kind != "adapter":
+            return False
+        try:
+            await self.engine.load_adapter(known[version])
+        except (Problem, ThumbtuneError, OSError) as error:
+            log.error("an adapter could not be loaded", extra={"version": version, "problem": str(error)})
+            return False
+        return True
 
     # Chats
 
@@ -220,17 +260,10 @@ class Gateway:
         try:
             with self.telemetry.span(serving):
                 answer = await self.engine.complete(_as_body(serving.request), serving.version)
+                self._take_whole(serving, answer)
         except asyncio.CancelledError:
             self._keep_later(serving, "cancelled")
             raise
-        serving.usage = answer.get("usage") or {}
-        for choice in answer["choices"]:
-            served = serving.choices[choice["index"]]
-            message = choice["message"]
-            served.content = [message.get("content") or ""]
-            served.tool_calls = dict(enumerate(message.get("tool_calls") or ()))
-            served.finish_reason = choice.get("finish_reason")
-            choice["thumbtune"] = serving.describe(served)
         await self._keep(serving)
         first = serving.choices[0]
         return {
@@ -240,7 +273,18 @@ class Gateway:
             "thumbtune": serving.describe(first),
         }
 
-    async def stream_answer(self, serving: Serving) -> AsyncIterator[dict[str, Any]]:
+    def _take_whole(self, serving: Serving, answer: Mapping[str, Any]) -> None:
+        """Remember an answer that came in one piece."""
+        serving.usage = answer.get("usage") or {}
+        for choice in answer["choices"]:
+            served = serving.find(choice)
+            message = choice["message"]
+            served.content = [message.get("content") or ""]
+            served.tool_calls = dict(enumerate(message.get("tool_calls") or ()))
+            served.finish_reason = choice.get("finish_reason")
+            choice["thumbtune"] = serving.describe(served)
+
+    async def stream_answer(self, serving: Serving) -> AsyncGenerator[dict[str, Any], None]:
         """The answer's chunks; the last ones, with the reason of the end and the vote token, once it is on disk."""
         first = serving.choices[0]
         names = {
@@ -260,8 +304,9 @@ class Gateway:
                         yield {**chunk, **names}
             outcome = None
             await self._keep(serving)
-        except (Problem, StoreError):
-            outcome = None if outcome is None else "error"
+        except Exception:
+            # a refusal before the first piece is no answer: it belongs to no denominator
+            outcome = "error" if outcome is not None and serving.has_begun else None
             raise
         finally:
             if outcome is not None:
@@ -279,7 +324,7 @@ class Gateway:
 
     async def stream_chat(self, request: ChatRequest, identity: Identity) -> AsyncIterator[dict[str, Any]]:
         """`begin_chat` and `stream_answer` in one."""
-        async with aclosing(self.stream_answer(self.begin_chat(request, identity))) as chunks:  # type: ignore[type-var]
+        async with aclosing(self.stream_answer(self.begin_chat(request, identity))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -289,9 +334,7 @@ class Gateway:
             serving.usage = chunk["usage"]
         ends = not chunk.get("choices")
         for choice in chunk.get("choices") or ():
-            if not 0 <= choice["index"] < len(serving.choices):
-                raise Problem(502, "the model gave more choices than were asked for", code="upstream")
-            serving.choices[choice["index"]].add(choice.get("delta") or {}, choice.get("finish_reason"))
+            serving.find(choice).add(choice.get("delta") or {}, choice.get("finish_reason"))
             ends = ends or choice.get("finish_reason") is not None
         return ends
 
@@ -299,22 +342,30 @@ class Gateway:
         """The client left or the model broke off: keep what was said; it belongs to the denominator."""
         for choice in serving.choices:
             choice.finish_reason = choice.finish_reason or outcome
-        task = asyncio.get_running_loop().create_task(self._keep_quietly(serving))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _keep_quietly(self, serving: Serving) -> None:
-        try:
-            await self._keep(serving)
-        except (Problem, StoreError) as error:
-            log.error("a broken-off completion could not be stored", extra={"problem": str(error)})
+        self._start_writing(serving)
 
     async def _keep(self, serving: Serving) -> None:
-        """Store every choice. Raises `StoreError`."""
+        """Store every choice, also where the client leaves meanwhile. Raises `StoreError`."""
+        await asyncio.shield(self._start_writing(serving))
+
+    def _start_writing(self, serving: Serving) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._write(serving))
+        self._tasks.add(task)
+        task.add_done_callback(self._end_writing)
+        return task
+
+    def _end_writing(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StoreError):
+            log.error("a completion could not be stored", extra={"problem": str(error)})
+        elif error is not None:
+            log_fault(error)
+
+    async def _write(self, serving: Serving) -> None:
         assert self.committer is not None
         usage = serving.usage
-        n_tokens = int(usage.get("total_tokens") or 0)
-        self.rates.charge(serving.identity, "tokens", n_tokens)
+        self.rates.charge(serving.identity, "tokens", serving.count_tokens())
         self.telemetry.observe_answer(serving)
         request = serving.request
         sampling = {
@@ -389,8 +440,9 @@ class Gateway:
             await asyncio.sleep(pause)
             pause *= 2
 
-    def import_rows(self, request: ImportRequest) -> ImportReceipt:
+    def import_rows(self, request: ImportRequest, identity: Identity) -> ImportReceipt:
         """Completions and votes from another product, in one transaction. Runs in a thread."""
+        identity.require()
         hash_user = self.doorkeeper.secrets.user_key
         completions = [_as_imported_completion(row, request.source, hash_user) for row in request.completions]
         ids = {
@@ -415,13 +467,20 @@ class Gateway:
             )
             for row in request.votes
         ]
-        with self.store.write() as connection:
-            n_new = write_completions(connection, completions)
-            statuses = write_votes(connection, presses)
-        counts: dict[str, int] = dict(Counter(statuses))
-        return ImportReceipt(
-            n_completions_new=n_new, n_completions_known=len(completions) - n_new, votes=counts
-        )
+        for _ in range(3):
+            try:
+                with self.store.write() as connection:
+                    n_new = write_completions(connection, completions)
+                    counts: dict[str, int] = dict(Counter(write_votes(connection, presses)))
+                    if n_new or counts.keys() & {"recorded", "changed"}:
+                        details = {"source": request.source, "n_completions": n_new, "votes": counts}
+                        write_audit(connection, identity.actor, "import", details)
+            except IntegrityError:  # another process wrote the same row in between: read again what it wrote
+                continue
+            return ImportReceipt(
+                n_completions_new=n_new, n_completions_known=len(completions) - n_new, votes=counts
+            )
+        raise StoreError("another process imports the same rows: send the batch again")
 
     # Models
 
@@ -452,6 +511,11 @@ class Gateway:
         identity.require()
         await self.engine.load_adapter(version)
         await asyncio.to_thread(register_version, self.store, version)
+        await asyncio.to_thread(self._write_audit, identity, "load adapter", {"version": version.version})
+
+    def _write_audit(self, identity: Identity, act: str, details: Mapping[str, Any]) -> None:
+        with self.store.write() as connection:
+            write_audit(connection, identity.actor, act, details)
 
     # State
 
@@ -544,9 +608,10 @@ def _conversation_key(user_key: str, messages: list[dict[str, Any]]) -> str:
 def _merge_tool_call(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
     """Streamed tool calls come in pieces: names once, arguments bit by bit."""
     for name, value in piece.items():
-        if name == "function":
+        if name == "function" and value is not None:
             function = call.setdefault("function", {})
             for part, text in value.items():
-                function[part] = function.get(part, "") + text if part == "arguments" else text
+                if text is not None:
+                    function[part] = function.get(part, "") + text if part == "arguments" else text
         elif name != "index" and value is not None:
             call[name] = value

@@ -93,6 +93,9 @@ class Upstream:
                     raise Problem(502, "the model's server broke off its answer", code="upstream")
                 _Answer.model_validate(chunk)
                 yield {"choices": [], **chunk}
+                await asyncio.sleep(
+                    0
+                )  # what lies ready would else be passed on in one go, with all others waiting
             raise Problem(502, "the model's server broke off its answer", code="upstream")
 
     async def load_adapter(self, version: ModelVersion) -> None:

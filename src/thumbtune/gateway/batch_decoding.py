@@ -1,0 +1,266 @@
+"""Rows that are decoded together: they join at any step and leave at any step.
+
+Keys and values lie in buffers of rows × positions that grow in blocks, right-aligned: all rows write their next token
+in one column, and a row's prompt ends in the column before its first. transformers' own cache is concatenated anew at
+each token, which copies all of it; here a token is written in place. By its source, transformers' own
+`ContinuousBatchingManager` knows no adapter of a request and draws for all requests from one generator, so that an
+answer would depend on its company.
+
+One row's numbers do not depend on the others: what stands before a row's start is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from thumbtune.engine.logprobs import Branch, forward_logits, pad_branches
+from thumbtune.errors import ModelError
+from thumbtune.evaluation.generate import pick_tokens
+
+BASE = "__base__"
+"""PEFT's name for "no adapter" in a batch of several."""
+
+BLOCK = 256
+"""Positions that the buffers grow by."""
+
+
+@dataclass
+class Row:
+    """One completion under way."""
+
+    prompt_ids: Sequence[int]
+    adapter: str
+    temperature: float
+    top_p: float
+    noise: torch.Generator
+    owner: Any = None
+    """Whoever put it in."""
+    token_ids: list[int] = field(default_factory=list)
+
+
+class _Buffer(DynamicLayer):
+    """Keys and values of one layer, (rows, heads, positions, width); a forward writes behind `length`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+        self.n_rows = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = key_states.new_empty(0, key_states.shape[1], 0, key_states.shape[3])
+        self.values = value_states.new_empty(0, value_states.shape[1], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, end = key_states.shape[0], self.length + key_states.shape[2]
+        self.reserve(rows, end)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys[:rows, :, self.length : end] = key_states
+        self.values[:rows, :, self.length : end] = value_states
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reserve(self, rows: int, positions: int) -> None:
+        """Room for so many, what is there kept in place."""
+        self.keys, self.values = (_grow(held, rows, positions) for held in (self.keys, self.values))
+
+
+def _grow(held: Tensor | None, rows: int, positions: int) -> Tensor:
+    assert held is not None
+    old_rows, heads, old_positions, width = held.shape
+    if rows <= old_rows and positions <= old_positions:
+        return held
+    grown_rows = max(old_rows, 1 << (rows - 1).bit_length())
+    grown_positions = max(old_positions, -(-positions // BLOCK) * BLOCK)
+    grown = held.new_zeros(grown_rows, heads, grown_positions, width)
+    grown[:old_rows, :, :old_positions] = held
+    return grown
+
+
+class BatchDecoder:
+    """The rows under way on one model. Not safe for several threads: one drives it."""
+
+    def __init__(self, model: Any, *, pad_token_id: int) -> None:
+        self.model = model
+        self.rows: list[Row] = []
+        self._pad = pad_token_id
+        self._device = next(model.parameters()).device
+        self._cache = Cache(layer_class_to_replicate=_Buffer)
+        self._length = 0
+        self._starts = torch.zeros(
+            0, dtype=torch.long, device=self._device
+        )  # (R,): column of a row's first token
+        self._logits: Tensor | None = None  # (R, V): of the next token
+
+    @torch.inference_mode()
+    def join(self, joining: Sequence[Row]) -> None:
+        """Encode these rows' prompts, each distinct one once, and let them decode with the others.
+
+        All of them have one adapter. Raises `ModelError` for a model whose state is more than keys and values.
+        """
+        prompts = list(dict.fromkeys(tuple(row.prompt_ids) for row in joining))
+        padded = pad_branches([Branch(prompt, ()) for prompt in prompts], self._pad)
+        inputs = {
+            key: padded[key].to(self._device) for key in ("input_ids", "attention_mask", "position_ids")
+        }
+        cache = Cache(layer_class_to_replicate=_Buffer)
+        with self._adapters([joining[0].adapter]) as names:
+            output = forward_logits(
+                self.model, keep=1, past_key_values=cache, use_cache=True, **inputs, **names
+            )
+        if output.past_key_values is not cache or not cache.layers:
+            raise ModelError(
+                f"{type(self.model).__name__} keeps more than keys and values: it cannot be served here"
+            )
+        places = torch.tensor([prompts.index(tuple(row.prompt_ids)) for row in joining], device=self._device)
+        width = inputs["input_ids"].shape[1]
+        self._make_room(width, len(joining))
+        first = len(self.rows)
+        for mine, theirs in zip(self._layers(len(cache.layers)), cache.layers, strict=True):
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            mine.reserve(first + len(joining), self._length)
+            for held, new in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                held[first : first + len(joining), :, self._length - width : self._length] = new[
+                    places, :, :width
+                ]
+        lengths = inputs["attention_mask"].sum(-1)[places]
+        self._starts = torch.cat([self._starts, self._length - lengths])
+        logits = output.logits[:, -1].float()[places]
+        self._logits = logits if self._logits is None else torch.cat([self._logits, logits])
+        self.rows += joining
+
+    @torch.inference_mode()
+    def pick(self) -> list[int]:
+        """The next token of each row."""
+        assert self._logits is not None
+        chosen = torch.empty(len(self.rows), dtype=torch.long, device=self._device)
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        for place, row in enumerate(self.rows):
+            kinds.setdefault((row.temperature == 0, row.top_p < 1), []).append(place)
+        for (greedy, cut), places in kinds.items():  # sorting the vocabulary is for those who asked for it
+            members = [self.rows[place] for place in places]
+            logits = self._logits[places]
+            if greedy:
+                chosen[places] = logits.argmax(-1)
+                continue
+            uniforms = torch.tensor([torch.rand((), generator=row.noise).item() for row in members])
+            temperature = torch.tensor([row.temperature for row in members], device=self._device)
+            top_p = torch.tensor([row.top_p for row in members], device=self._device) if cut else None
+            chosen[places] = pick_tokens(logits, uniforms.to(self._device), temperature, top_p)
+        return chosen.tolist()
+
+    @torch.inference_mode()
+    def advance(self, leaving: Sequence[Row] = ()) -> None:
+        """Compute what may follow each row's last token; the rows of `leaving` are gone."""
+        if leaving:
+            gone = {id(row) for row in leaving}
+            self._keep([place for place, row in enumerate(self.rows) if id(row) not in gone])
+        if not self.rows:
+            self._forget()
+            return
+        self._make_room(1, 0)
+        ids = torch.tensor([[row.token_ids[-1]] for row in self.rows], device=self._device)
+        columns = torch.arange(self._length + 1, device=self._device)
+        for layer in self._layers():
+            layer.length = self._length
+        with self._adapters([row.adapter for row in self.rows]) as names:
+            self._logits = (
+                forward_logits(
+                    self.model,
+                    keep=1,
+                    input_ids=ids,
+                    attention_mask=(columns >= self._starts[:, None]).long(),
+                    position_ids=(self._length - self._starts)[:, None],
+                    past_key_values=self._cache,
+                    use_cache=True,
+                    **names,
+                )
+                .logits[:, -1]
+                .float()
+            )
+        self._length += 1
+
+    def _keep(self, staying: Sequence[int]) -> None:
+        """Close the gaps: the last rows take the places of those that left, so little is copied."""
+        assert self._logits is not None
+        n = len(staying)
+        order = [*range(n)]
+        gaps = [place for place in range(n) if place not in set(staying)]
+        for gap, place in zip(gaps, (place for place in staying if place >= n), strict=True):
+            order[gap] = place
+            for layer in self._layers():
+                for held in (layer.keys, layer.values):
+                    held[gap, :, : self._length] = held[place, :, : self._length]
+        self.rows = [self.rows[place] for place in order]
+        self._starts, self._logits = self._starts[order], self._logits[order]
+
+    def _make_room(self, n_columns: int, n_rows: int) -> None:
+        """Columns for a joining prompt, or for the next token: drop what no row needs any more, else grow."""
+        if not self.rows:
+            self._length = n_columns
+        elif n_rows and n_columns > self._length:
+            self._shift(n_columns - self._length)
+        elif not n_rows and self._length % BLOCK == 0:
+            unused = int(self._starts.min())
+            if unused >= BLOCK:
+                self._shift(-unused)
+
+    def _shift(self, by: int) -> None:
+        """Move all rows' columns to the right, or to the left."""
+        for layer in self._layers():
+            layer.reserve(len(self.rows), self._length + max(by, 0))
+            for held in (layer.keys, layer.values):
+                source = held[: len(self.rows), :, max(-by, 0) : self._length].clone()
+                held[: len(self.rows), :, max(by, 0) : self._length + by] = source
+        self._length += by
+        self._starts += by
+
+    def _layers(self, n: int = 0) -> list[Any]:
+        while len(self._cache.layers) < n:
+            self._cache.layers.append(_Buffer())
+        return self._cache.layers
+
+    def _forget(self) -> None:
+        """Nobody is here: give the memory back."""
+        self._cache = Cache(layer_class_to_replicate=_Buffer)
+        self._length, self._logits = 0, None
+        self._starts = self._starts[:0]
+
+    def _adapters(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Any]]:
+        """The way to compute rows with these adapters: switched for all, or row by row."""
+        if not hasattr(self.model, "peft_config"):
+            return nullcontext({})
+        distinct = set(names)
+        if len(distinct) > 1:
+            return nullcontext({"adapter_names": list(names)})
+        if distinct == {BASE}:
+            return _Disabled(self.model)
+        self.model.set_adapter(names[0])
+        return nullcontext({})
+
+
+class _Disabled(AbstractContextManager[dict[str, Any]]):
+    """The base alone."""
+
+    def __init__(self, model: Any) -> None:
+        self._context = model.disable_adapter()
+
+    def __enter__(self) -> dict[str, Any]:
+        self._context.__enter__()
+        return {}
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)

@@ -1,0 +1,49 @@
+"""Fixtures of the gateway's tests: a store in a folder of its own, a gateway over it, and clients that speak HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.house import TIMEOUT, Keyed, Served, wait_until
+from gateway.scripted import ScriptedEngine, build_gateway, serve_gateway
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture(scope="module")
+def serve_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Serves a gateway over a new store, with settings; it runs until the module's tests are done."""
+    with ExitStack() as stack:
+
+        def start(engine: Any = None, folder: Path | None = None, **settings: Any) -> Served:
+            folder = folder or tmp_path_factory.mktemp("store")
+            engine = engine or ScriptedEngine()
+            gateway = build_gateway(f"sqlite:///{folder / 'votes.db'}", folder, engine, **settings)
+            address = stack.enter_context(serve_gateway(gateway))
+            http = stack.enter_context(httpx.Client(base_url=address, timeout=TIMEOUT))
+            return Served(address, gateway, engine, http)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def open_house(serve_one: Serve) -> Served:
+    """On loopback, without any key: whoever comes is the person at this machine."""
+    return serve_one(race_seconds=0.3)
+
+
+@pytest.fixture(scope="module")
+def keyed(serve_one: Serve) -> Keyed:
+    """With a key of each role."""
+    served = serve_one(race_seconds=0.3)
+    house = Keyed(served.address, served.gateway, served.engine, served.http)
+    house.admin, house.client, house.voter = (house.make_key(role) for role in ("admin", "client", "voter"))
+    house.speaker = house.make_key("client", speaks_for_users=True)
+    wait_until(lambda: house.http.get("/v1/models").status_code == 401)
+    return house

@@ -1,0 +1,410 @@
+"""The local model answers many at once, and each as if it were alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thumbtune.data.chat import tokenize_prompt
+from thumbtune.engine.loading import load_model
+from thumbtune.errors import ConfigError, ModelError
+from thumbtune.gateway import batch_decoding
+from thumbtune.gateway.batch_decoding import BASE, BatchDecoder, Row
+from thumbtune.gateway.local_engine import (
+    EngineFull,
+    GenerationRequest,
+    LocalEngine,
+    Piece,
+    PromptTooLong,
+    UnknownVersion,
+)
+from thumbtune.gateway.local_engine import _overlap as overlap
+
+QUESTIONS = ["Hi", "What is the capital of Turkey?", "x" * 150, "Şiir yaz: ığüşöç 😀", "a b c"]
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two LoRA adapters that change every answer."""
+    from peft import LoraConfig, get_peft_model
+
+    folders = {}
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            load_model(tiny_model_path),
+            LoraConfig(
+                r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+            ),
+        )
+        folders[name] = tmp_path_factory.mktemp("adapters") / name
+        model.save_pretrained(folders[name])
+    return folders
+
+
+@asynccontextmanager
+async def running(path: Path, tokenizer: Any, **settings: Any) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine(load_model(path), tokenizer, base_version="base", **settings)
+    try:
+        yield engine
+    finally:
+        await engine.close(drain=False)
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(tiny_model_path: Path, tiny_tokenizer: Any) -> Run:
+    """Runs a coroutine function with an engine of its own."""
+
+    def go(work: Callable[[LocalEngine], Coroutine[Any, Any, Any]], **settings: Any) -> Any:
+        async def main() -> Any:
+            async with asyncio.timeout(60), running(tiny_model_path, tiny_tokenizer, **settings) as engine:
+                return await work(engine)
+
+        return asyncio.run(main())
+
+    return go
+
+
+def request(text: str, **settings: Any) -> GenerationRequest:
+    return GenerationRequest(
+        [{"role": "user", "content": text}], **{"temperature": 0.0, "max_tokens": 20, **settings}
+    )
+
+
+async def gather_pieces(engine: LocalEngine, wanted: GenerationRequest, version: str = "base") -> list[Piece]:
+    return [piece async for piece in engine.generate(wanted, version)]
+
+
+async def answer(engine: LocalEngine, wanted: GenerationRequest, version: str = "base") -> list[str]:
+    """The text of each choice."""
+    texts = [""] * wanted.n
+    for piece in await gather_pieces(engine, wanted, version):
+        texts[piece.index] += piece.text
+    return texts
+
+
+def greedy(path: Path, tokenizer: Any, text: str, max_tokens: int = 20) -> str:
+    """What transformers' own `generate` says."""
+    model = load_model(path)
+    ids = torch.tensor([tokenize_prompt(tokenizer, [{"role": "user", "content": text}])])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens)
+    found: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return found
+
+
+def test_each_answer_in_company_is_what_generate_says_alone(
+    run: Run, tiny_model_path: Path, tiny_tokenizer: Any
+) -> None:
+    async def work(engine: LocalEngine) -> list[list[str]]:
+        return await asyncio.gather(*(answer(engine, request(text)) for text in QUESTIONS * 3))
+
+    answers = run(work)
+    expected = [greedy(tiny_model_path, tiny_tokenizer, text) for text in QUESTIONS]
+    assert [text for (text,) in answers] == expected * 3
+    assert len(set(expected)) > 3
+
+
+def test_rows_that_join_and_leave_at_any_step_change_nobody(run: Run) -> None:
+    """Long and short ones, started one after another, more of them than rows."""
+    wanted = [request(QUESTIONS[i % 5], max_tokens=5 + 7 * (i % 6)) for i in range(14)]
+
+    async def alone(engine: LocalEngine) -> list[list[str]]:
+        return [await answer(engine, each) for each in wanted]
+
+    async def together(engine: LocalEngine) -> list[list[str]]:
+        tasks = []
+        for each in wanted:
+            tasks.append(asyncio.create_task(answer(engine, each)))
+            await asyncio.sleep(0.004)
+        return await asyncio.gather(*tasks)
+
+    assert run(together, max_rows=4) == run(alone)
+
+
+def test_a_seed_gives_the_same_answer_in_any_company_and_n_choices_differ(run: Run) -> None:
+    sampled = request("Tell me", temperature=1.0, top_p=0.9, seed=7, n=3)
+
+    async def alone(engine: LocalEngine) -> list[str]:
+        return await answer(engine, sampled)
+
+    async def together(engine: LocalEngine) -> list[str]:
+        others = [asyncio.create_task(answer(engine, request(text, temperature=1.3))) for text in QUESTIONS]
+        found = await answer(engine, sampled)
+        await asyncio.gather(*others)
+        return found
+
+    first = run(alone)
+    assert run(together) == first
+    assert len(set(first)) == 3
+    free = request("Tell me", temperature=1.0)
+
+    async def twice(engine: LocalEngine) -> list[list[str]]:
+        return [await answer(engine, free), await answer(engine, free)]
+
+    one, other = run(twice)
+    assert one != other, "without a seed each answer is drawn anew"
+
+
+def test_two_adapters_and_the_base_share_a_batch(run: Run, adapters: dict[str, Path]) -> None:
+    versions = ("base", "one", "two")
+
+    async def work(engine: LocalEngine) -> list[Any]:
+        for name, folder in adapters.items():
+            await engine.load_adapter(name, folder)
+        assert engine.versions == ["one", "two", "base"]
+        alone = [await answer(engine, request("Hello"), version) for version in versions]
+        together = await asyncio.gather(
+            *(answer(engine, request("Hello"), version) for version in versions * 3)
+        )
+        return [alone, together]
+
+    alone, together = run(work)
+    assert together == alone * 3
+    assert len({text for (text,) in alone}) == 3, "each version has a voice of its own"
+
+
+def test_an_adapter_comes_and_goes_while_others_are_answered(run: Run, adapters: dict[str, Path]) -> None:
+    async def work(engine: LocalEngine) -> list[Any]:
+        alone = await answer(engine, request("Hello", max_tokens=400))
+        long = asyncio.create_task(answer(engine, request("Hello", max_tokens=400)))
+        await asyncio.sleep(0.02)
+        await engine.load_adapter("one", adapters["one"])
+        reading = asyncio.create_task(answer(engine, request("Hello", max_tokens=60), "one"))
+        while engine.load()["rows"] < 2:
+            await asyncio.sleep(0.001)
+        leaving = asyncio.create_task(engine.unload_adapter("one"))
+        await asyncio.sleep(0)
+        with pytest.raises(UnknownVersion, match="'one' is not loaded"):
+            await answer(engine, request("Hello"), "one")
+        assert (await reading)[0], "the answer under way ends in peace"
+        await leaving
+        await engine.load_adapter("one", adapters["one"])
+        return [alone, await long]
+
+    alone, in_company = run(work)
+    assert in_company == alone
+
+
+def test_an_adapter_that_does_not_fit_is_refused_and_the_rest_goes_on(run: Run, tmp_path: Path) -> None:
+    async def work(engine: LocalEngine) -> None:
+        with pytest.raises(ModelError, match="does not fit"):
+            await engine.load_adapter("bad", tmp_path)
+        assert engine.versions == ["base"]
+        assert await answer(engine, request("Hello"))
+
+    run(work)
+
+
+@pytest.mark.parametrize("leave_early", [False, True])
+def test_a_reader_who_leaves_frees_the_rows(run: Run, leave_early: bool) -> None:
+    async def work(engine: LocalEngine) -> None:
+        pieces = engine.generate(request("Hello", max_tokens=1_500, n=4), "base")
+        if leave_early:
+            task = asyncio.ensure_future(anext(pieces))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        else:
+            async with aclosing(pieces):
+                await anext(pieces)
+                assert engine.load()["rows"] == 4
+        while engine.load()["rows"]:
+            await asyncio.sleep(0.005)
+
+    run(work)
+
+
+def test_more_than_may_wait_is_refused(run: Run) -> None:
+    async def work(engine: LocalEngine) -> None:
+        tasks = [asyncio.create_task(answer(engine, request("Hello", max_tokens=400))) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(EngineFull, match="2 chats wait"):
+            await answer(engine, request("Hello"))
+        await asyncio.gather(*tasks)
+
+    run(work, max_rows=1, max_waiting=2)
+
+
+def test_a_prompt_without_room_and_too_many_choices_are_refused_with_numbers(run: Run) -> None:
+    async def work(engine: LocalEngine) -> None:
+        with pytest.raises(PromptTooLong, match=r"has \d+ tokens and the model's context 64"):
+            await answer(engine, request("x" * 100))
+        with pytest.raises(ConfigError, match="n is 9"):
+            await answer(engine, request("Hi", n=9))
+        (last,) = [
+            piece
+            for piece in await gather_pieces(engine, request("Hi", max_tokens=999))
+            if piece.finish_reason
+        ]
+        assert (last.finish_reason, last.n_prompt_tokens + last.n_completion_tokens) == ("length", 64)
+
+    run(work, max_rows=8, max_context=64)
+
+
+def test_the_limit_ends_an_answer_with_length_and_an_end_of_turn_with_stop(
+    run: Run, tiny_model_path: Path, tiny_tokenizer: Any
+) -> None:
+    async def work(engine: LocalEngine) -> list[Piece]:
+        return [(await gather_pieces(engine, request("Hi", max_tokens=4)))[-1]]
+
+    (last,) = run(work)
+    assert (last.finish_reason, last.n_completion_tokens) == ("length", 4)
+
+    async def stop(engine: LocalEngine) -> list[Piece]:
+        pieces = []
+        for seed in range(12):
+            pieces += await gather_pieces(engine, request("Hi", temperature=1.5, seed=seed, max_tokens=300))
+        return pieces
+
+    ended = [piece for piece in run(stop) if piece.finish_reason == "stop"]
+    assert ended, "some of a dozen long random answers end their turn"
+
+
+def test_a_stop_string_is_never_sent_not_even_in_part(
+    run: Run, tiny_model_path: Path, tiny_tokenizer: Any
+) -> None:
+    whole = greedy(tiny_model_path, tiny_tokenizer, "Hi", 60)
+    assert len(whole) > 20
+    stop = whole[9:13]
+
+    async def work(engine: LocalEngine) -> list[list[Piece]]:
+        wanted = [("never there",), (stop,), (stop[0] + "\x01", stop), (whole[5:7], stop)]
+        return [await gather_pieces(engine, request("Hi", max_tokens=60, stop=each)) for each in wanted]
+
+    answers = run(work)
+    texts = ["".join(piece.text for piece in pieces) for pieces in answers]
+    assert texts[0] == whole
+    assert texts[1] == texts[2] == whole[: whole.index(stop)]
+    assert texts[3] == whole[: whole.index(whole[5:7])]
+    assert answers[1][-1].finish_reason == "stop"
+    assert answers[1][-1].n_completion_tokens < 60
+
+
+def test_what_could_become_a_stop_string_is_held_back() -> None:
+    assert [overlap(text, "STOP") for text in ("", "go", "go S", "go STO", "STOP", "SS")] == [
+        0,
+        0,
+        1,
+        3,
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("text", ["ığüşöçİ", "a😀b👩‍👩‍👧", "日本語", "é"])
+def test_characters_of_several_tokens_arrive_whole(
+    text: str, run: Run, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    """The tiny tokenizer has a token a byte: a script stands in for the model's choice."""
+    script = tiny_tokenizer(text, add_special_tokens=False)["input_ids"] + [tiny_tokenizer.eos_token_id]
+
+    def pick(decoder: BatchDecoder) -> list[int]:
+        return [script[len(row.token_ids)] for row in decoder.rows]
+
+    monkeypatch.setattr(BatchDecoder, "pick", pick)
+
+    async def work(engine: LocalEngine) -> list[Piece]:
+        return await gather_pieces(engine, request("Hi", max_tokens=100))
+
+    pieces = run(work)
+    assert "".join(piece.text for piece in pieces) == text
+    assert "\ufffd" not in "".join(piece.text for piece in pieces[:-1])
+
+
+def test_a_failure_while_decoding_reaches_every_reader_and_the_engine_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(engine: LocalEngine) -> None:
+        good = await answer(engine, request("Hello"))
+        original = BatchDecoder.advance
+        failures = iter([True])
+
+        def fail_once(decoder: BatchDecoder, leaving: Any = ()) -> None:
+            if len(decoder.rows) == 3 and next(failures, False):
+                raise RuntimeError("out of memory")
+            original(decoder, leaving)
+
+        monkeypatch.setattr(BatchDecoder, "advance", fail_once)
+        results = await asyncio.gather(
+            *(answer(engine, request("Hello", max_tokens=50)) for _ in range(3)), return_exceptions=True
+        )
+        assert any(isinstance(result, ModelError) for result in results), results
+        assert all(isinstance(result, ModelError | list) for result in results)
+        assert await answer(engine, request("Hello")) == good
+
+    run(work)
+
+
+def test_closing_lets_answers_end_or_breaks_them_off(run: Run) -> None:
+    async def drain(engine: LocalEngine) -> list[str]:
+        task = asyncio.create_task(answer(engine, request("Hello", max_tokens=100)))
+        await asyncio.sleep(0.05)
+        await engine.close(drain=True)
+        with pytest.raises(EngineFull, match="shut down"):
+            await answer(engine, request("Hello"))
+        return await task
+
+    async def alone(engine: LocalEngine) -> list[str]:
+        return await answer(engine, request("Hello", max_tokens=100))
+
+    assert run(drain) == run(alone)
+
+    async def stop(engine: LocalEngine) -> None:
+        task = asyncio.create_task(answer(engine, request("Hello", max_tokens=1_800)))
+        await asyncio.sleep(0.05)
+        await engine.close(drain=False)
+        with pytest.raises(EngineFull, match="was shut down"):
+            await task
+
+    run(stop)
+
+
+def test_buffers_are_shifted_back_when_a_long_line_of_rows_has_passed(
+    tiny_model_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows overlap without end, so there is always somebody there: the buffers stay as long as the rows are."""
+    monkeypatch.setattr(batch_decoding, "BLOCK", 8)
+    model = load_model(tiny_model_path)
+    prompt = tokenize_prompt(tiny_tokenizer, [{"role": "user", "content": "Hi"}])
+
+    def make_row() -> Row:
+        return Row(prompt, BASE, 0.0, 1.0, torch.Generator())
+
+    def decode(decoder: BatchDecoder, steps: int, leaving: list[Row]) -> None:
+        for step in range(steps):
+            for row, token in zip(decoder.rows, decoder.pick(), strict=True):
+                row.token_ids.append(token)
+            decoder.advance(leaving if step == steps - 1 else ())
+
+    alone = make_row()
+    decoder = BatchDecoder(model, pad_token_id=0)
+    decoder.join([alone])
+    decode(decoder, 36, [alone])
+    crowd = BatchDecoder(model, pad_token_id=0)
+    rows = [make_row() for _ in range(30)]
+    crowd.join([rows[0]])
+    for before, row in pairwise(rows):
+        decode(crowd, 12, [])
+        crowd.join([row])
+        decode(crowd, 12, [before])
+    assert all(row.token_ids == alone.token_ids for row in rows[1:-1])
+    assert crowd._length < len(prompt) + 36 + 2 * 8 + 1
+    assert crowd._cache.layers[0].keys.shape[2] < len(prompt) + 36 + 4 * 8
+
+
+def test_a_slow_tokenizer_is_refused(tiny_model_path: Path) -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ModelError, match="slow tokenizer"):
+        LocalEngine(load_model(tiny_model_path), Slow(), base_version="base")
