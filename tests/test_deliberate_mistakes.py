@@ -19,24 +19,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))  # in the child process nobody else does it
+
+from mistakes import Mistake  # noqa: E402
+from mistakes_in_service import SERVICE_MISTAKES  # noqa: E402
+
 PACKAGE = REPOSITORY / "src" / "thumbtune"
-
-
-@dataclass(frozen=True)
-class Mistake:
-    name: str
-    file: str
-    right: str
-    wrong: str
-    red: tuple[str, ...]
-    """Tests that must fail: file under tests/, then the test's name."""
 
 
 LOSSES = "preference/test_losses.py"
@@ -822,6 +816,7 @@ MISTAKES = [
         "pass",
         (f"{PACKED}::test_a_carrier_lets_go_of_its_prompts_once_they_were_ridden",),
     ),
+    *SERVICE_MISTAKES,
 ]
 
 

@@ -90,3 +90,17 @@ def test_a_start_without_the_champion_is_refused_and_points_nowhere_else(
     with serve_gateway(build_gateway(url, tmp_path, LoadingEngine())) as address:
         assert ask_model(address) == "base-1"
     store.close()
+
+
+def test_a_champion_that_is_not_served_is_never_replaced_unnoticed(url: str, tmp_path: Path) -> None:
+    import asyncio
+
+    promote(url, "adapter-2", "gone")
+    gateway = build_gateway(url, tmp_path, LoadingEngine())
+    problem = ""
+    try:
+        asyncio.run(gateway.start())
+    except ConfigError as error:
+        problem = str(error)
+    assert "adapter-2" in problem
+    assert not gateway.is_ready

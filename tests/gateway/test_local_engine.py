@@ -402,6 +402,34 @@ def test_buffers_are_shifted_back_when_a_long_line_of_rows_has_passed(
     assert crowd._cache.layers[0].keys.shape[2] < len(prompt) + 36 + 4 * 8
 
 
+def test_the_logits_of_each_row_are_those_of_a_forward_over_the_whole_row(
+    tiny_model_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Rows of several lengths that join and leave at several steps, against one plain forward each."""
+    model = load_model(tiny_model_path)
+    decoder = BatchDecoder(model, pad_token_id=0)
+
+    def make_row(text: str) -> Row:
+        ids = tokenize_prompt(tiny_tokenizer, [{"role": "user", "content": text}])
+        return Row(ids, BASE, 0.0, 1.0, torch.Generator())
+
+    def check() -> None:
+        assert decoder._logits is not None
+        for row, logits in zip(decoder.rows, decoder._logits, strict=True):
+            with torch.no_grad():
+                whole = model(torch.tensor([[*row.prompt_ids, *row.token_ids]])).logits[0, -1]
+            assert (logits - whole).abs().max() < 1e-5
+
+    for step, text in enumerate(QUESTIONS):
+        decoder.join([make_row(text), make_row(text)])
+        check()
+        for _ in range(3):
+            for row, token in zip(decoder.rows, decoder.pick(), strict=True):
+                row.token_ids.append(token)
+            decoder.advance(decoder.rows[step % 2 : step % 2 + 1])
+            check()
+
+
 def test_a_slow_tokenizer_is_refused(tiny_model_path: Path) -> None:
     class Slow:
         is_fast = False

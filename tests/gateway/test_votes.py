@@ -249,6 +249,7 @@ def test_a_vote_that_races_its_completion_waits_for_it(serve_one: Serve) -> None
                 "label": True,
             },
         )
+        assert vote.status_code == 200, vote.text
         assert vote.json()["status"] == "recorded"
         assert b"[DONE]" in b"".join(response.iter_bytes())
     assert [row.label for row in open_house.read_presses(name)] == [True]
