@@ -420,13 +420,13 @@ def test_the_logits_of_each_row_are_those_of_a_forward_over_the_whole_row(
                 whole = model(torch.tensor([[*row.prompt_ids, *row.token_ids]])).logits[0, -1]
             assert (logits - whole).abs().max() < 1e-5
 
-    for step, text in enumerate(QUESTIONS):
+    for text in QUESTIONS:
         decoder.join([make_row(text), make_row(text)])
         check()
         for _ in range(3):
             for row, token in zip(decoder.rows, decoder.pick(), strict=True):
                 row.token_ids.append(token)
-            decoder.advance(decoder.rows[step % 2 : step % 2 + 1])
+            decoder.advance(decoder.rows[:1] if len(decoder.rows) > 2 else ())
             check()
 
 
