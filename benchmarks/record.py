@@ -37,6 +37,9 @@ COMMANDS = (
     "kto_step.py --workload siblings --rows 32 --arms trl_default,trl_tuned,thumbtune,thumbtune_together",
     "precision.py",
     "scaling.py",
+    "gateway.py all",
+    "gateway.py votes --postgres",
+    "serving_local.py",
 )
 QUICK_COMMANDS = (
     "parity.py --tiny --steps 2",

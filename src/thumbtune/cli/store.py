@@ -270,7 +270,9 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a name that is cut cannot be copied
     for row in rows:
         table.add_row(*row)
     Console().print(table)
