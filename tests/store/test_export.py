@@ -14,7 +14,7 @@ from thumbtune.data.formats import read_rows
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.store.backup import back_up
 from thumbtune.store.database import Store
-from thumbtune.store.export import export_votes
+from thumbtune.store.export import Weighing, export_votes
 from thumbtune.store.reading import VoteFilter, list_votes
 from thumbtune.store.votes import Press, write_completions, write_votes
 
@@ -133,3 +133,22 @@ def test_a_back_up_opens_again_with_every_vote(
     with pytest.raises(ConfigError, match="overwritten"):
         back_up(filled, copy)
     assert copy.stat().st_mode & 0o077 == 0
+
+
+def test_old_votes_and_those_of_a_busy_voter_weigh_less(store: Store, tmp_path: Path) -> None:
+    """Half-life 10 days, at most 2 votes of one: u1 pressed 4 times (each counts 2/4), u2 once."""
+    day = 86_400_000_000
+    with store.write() as connection:
+        write_completions(connection, [make_completion(f"c{i}", created_us=1) for i in range(5)])
+        ages = [(0, "u1"), (10, "u1"), (20, "u1"), (5, "u1"), (10, "u2")]
+        presses = [
+            make_vote(f"c{i}", user_key=user, created_us=(30 - age) * day)
+            for i, (age, user) in enumerate(ages)
+        ]
+        write_votes(connection, [Press(vote) for vote in presses])
+    weighing = Weighing(half_life_days=10, most_votes_of_one=2)
+    export_votes(store, tmp_path / "x.jsonl", weighing=weighing)
+    weights = [row.weight for row in read_rows(tmp_path / "x.jsonl").examples]
+    assert weights == [0.5, 0.25, 0.125, 0.353553, 0.5]
+    export_votes(store, tmp_path / "plain.jsonl")
+    assert {row.weight for row in read_rows(tmp_path / "plain.jsonl").examples} == {1.0}

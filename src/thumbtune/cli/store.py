@@ -44,6 +44,16 @@ def export(
     model_version: Annotated[
         str | None, typer.Option(help="Only votes on this version.", show_default=False)
     ] = None,
+    half_life_days: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="A vote this much older than the newest one weighs half.", show_default=False
+        ),
+    ] = None,
+    most_votes_of_one: Annotated[
+        int | None,
+        typer.Option(min=1, help="One user's votes weigh together at most as this many.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the current votes as rows to train on; what cannot be used is counted by reason.
@@ -53,9 +63,11 @@ def export(
       thumbtune export --out thumbs.jsonl
 
       thumbtune export --store postgresql://votes@db/votes --out thumbs.parquet --kinds explicit,edit
+
+      thumbtune export --out thumbs.jsonl --half-life-days 30 --most-votes-of-one 20
     """
     from thumbtune.errors import ConfigError
-    from thumbtune.store.export import KINDS, export_votes
+    from thumbtune.store.export import KINDS, Weighing, export_votes
     from thumbtune.store.reading import VoteFilter
 
     chosen = tuple(kind.strip() for kind in kinds.split(","))
@@ -63,7 +75,11 @@ def export(
     if unknown:
         raise ConfigError(f"--kinds: there is no kind '{unknown[0]}': {', '.join(KINDS)}")
     done = export_votes(
-        _open(url), out, file_format=file_format, wanted=VoteFilter(kinds=chosen, model_version=model_version)
+        _open(url),
+        out,
+        file_format=file_format,
+        wanted=VoteFilter(kinds=chosen, model_version=model_version),
+        weighing=Weighing(half_life_days, most_votes_of_one),
     )
     if as_json:
         print(json.dumps(asdict(done) | {"path": str(done.path)}))

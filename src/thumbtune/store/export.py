@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from thumbtune.data.formats import RowStream
 from thumbtune.data.sources import iterate_raw_rows
+from thumbtune.data.weights import recency_weight, voter_weight
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.records import VoteKind
 from thumbtune.store.database import Store, now_us
-from thumbtune.store.reading import EXPLICIT, VoteFilter, iterate_votes
+from thumbtune.store.reading import EXPLICIT, VoteFilter, count_by_user, iterate_votes
 from thumbtune.store.schema import snapshot_completions, snapshots
 
 Format = Literal["jsonl", "parquet", "dataset"]
@@ -33,6 +34,16 @@ MAX_LINE_BYTES = 32 * 2**20
 
 BROKEN_OFF = ("cancelled", "error")
 """How completions end that were neither finished nor cut by their limit: the voter saw a part of unknown length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """How votes are weighed beside their strength; None leaves it."""
+
+    half_life_days: float | None = None
+    """A vote this much older than the newest one counts half."""
+    most_votes_of_one: int | None = None
+    """All votes of one user together count at most as this many."""
 
 
 @dataclass
@@ -53,6 +64,7 @@ def export_votes(
     *,
     file_format: Format | None = None,
     wanted: VoteFilter = VoteFilter(kinds=EXPLICIT),
+    weighing: Weighing = Weighing(),
 ) -> Export:
     """Write the current votes that are `wanted` to `path`; the format is its ending, or `dataset` for a folder.
 
@@ -68,7 +80,8 @@ def export_votes(
     staging = path.with_name(f".{path.name}.part.jsonl")
     try:
         with store.read() as connection, open(staging, "w", encoding="utf-8") as file:
-            for row in _make_rows(iterate_votes(connection, wanted), export):
+            weigh = _make_scale(connection, wanted, weighing)
+            for row in _make_rows(iterate_votes(connection, wanted), export, weigh):
                 line = json.dumps(row, ensure_ascii=False)
                 file.write(line + "\n")
                 ids.add(row["completion_id"])
@@ -81,7 +94,7 @@ def export_votes(
         _write_as(chosen, staging, path)
     finally:
         staging.unlink(missing_ok=True)
-    _enter(store, export, sorted(ids), wanted)
+    _enter(store, export, sorted(ids), wanted, weighing)
     return export
 
 
@@ -93,7 +106,29 @@ def _digest_rows(lines: Path) -> str:
     return stream.digest
 
 
-def _make_rows(found: Iterator[Mapping[str, Any]], export: Export) -> Iterator[dict[str, Any]]:
+def _make_scale(
+    connection: Connection, wanted: VoteFilter, weighing: Weighing
+) -> Callable[[Mapping[str, Any]], float]:
+    """A vote's weight: its strength, its age before the newest of these votes, its voter's number of them."""
+    newest, counts = 0, Counter[str]()
+    if weighing.half_life_days is not None or weighing.most_votes_of_one is not None:
+        for user_key, n, last in connection.execute(count_by_user(wanted)):
+            counts[user_key], newest = n, max(newest, last)
+
+    def weigh(vote: Mapping[str, Any]) -> float:
+        weight: float = vote["strength"]
+        if weighing.half_life_days is not None:
+            weight *= recency_weight(newest - vote["created_us"], weighing.half_life_days)
+        if weighing.most_votes_of_one is not None:
+            weight *= voter_weight(counts[vote["user_key"]], weighing.most_votes_of_one)
+        return float(f"{weight:.6g}")  # the same text, and so the same digest, everywhere
+
+    return weigh
+
+
+def _make_rows(
+    found: Iterator[Mapping[str, Any]], export: Export, weigh: Callable[[Mapping[str, Any]], float]
+) -> Iterator[dict[str, Any]]:
     for vote in found:
         if vote["erased_us"] is not None:
             export.left_out["text erased"] += 1
@@ -104,21 +139,23 @@ def _make_rows(found: Iterator[Mapping[str, Any]], export: Export) -> Iterator[d
         if vote["finish_reason"] in BROKEN_OFF:
             export.left_out["broken off before its end"] += 1
             continue
-        yield _as_row(vote, vote["completion"], vote["label"], finished=vote["finish_reason"] != "length")
+        weight = weigh(vote)
+        finished = vote["finish_reason"] != "length"
+        yield _as_row(vote, vote["completion"], vote["label"], weight=weight, finished=finished)
         if vote["kind"] == "edit" and vote["correction"]:
             corrected = {"role": "assistant", "content": vote["correction"]}
-            yield _as_row(vote, corrected, True, finished=True)
+            yield _as_row(vote, corrected, True, weight=weight, finished=True)
 
 
 def _as_row(
-    vote: Mapping[str, Any], completion: Mapping[str, Any], label: bool, *, finished: bool
+    vote: Mapping[str, Any], completion: Mapping[str, Any], label: bool, *, weight: float, finished: bool
 ) -> dict[str, Any]:
     row = {
         "prompt": vote["messages"],
         "completion": [completion],
         "label": label,
         "finished": finished,
-        "weight": vote["strength"],
+        "weight": weight,
         "completion_id": vote["completion_id"],
         "model_version": vote["model_version"],
         "kind": vote["kind"],
@@ -160,7 +197,7 @@ def _write_as(chosen: Format, lines: Path, path: Path) -> None:
         table.save_to_disk(str(path))
 
 
-def _enter(store: Store, export: Export, ids: Sequence[str], wanted: VoteFilter) -> None:
+def _enter(store: Store, export: Export, ids: Sequence[str], wanted: VoteFilter, weighing: Weighing) -> None:
     manifest = {
         "kinds": None if wanted.kinds is None else list(wanted.kinds),
         "n_up": export.n_up,

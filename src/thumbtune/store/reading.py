@@ -88,6 +88,16 @@ def count_by_version(store: Store) -> list[dict[str, Any]]:
     ]
 
 
+def count_by_user(wanted: VoteFilter) -> Select[Any]:
+    """(user_key, number of current votes, when the last one was pressed)."""
+    return (
+        select(votes.c.user_key, func.count(), func.max(votes.c.created_us))
+        .join(completions, votes.c.completion_id == completions.c.id)
+        .where(*_conditions(wanted))
+        .group_by(votes.c.user_key)
+    )
+
+
 def select_current(wanted: VoteFilter) -> Select[Any]:
     """The newest press of each user, completion and kind that was not taken back, beside its completion."""
     beside = (

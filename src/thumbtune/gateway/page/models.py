@@ -9,14 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from thumbtune.gateway.page.plain_text import as_html, write_table
+from thumbtune.gateway.page.plain_text import as_html, write_cells, write_table
 from thumbtune.gateway.page.session import PRIVATE, find_identity, show_html, told, warn
 from thumbtune.gateway.page.words import Words
 from thumbtune.gateway.service import Gateway
 from thumbtune.store.models import ModelVersion, list_versions
 from thumbtune.store.reading import count_by_version
 
-COLUMNS = ("version", "kind", "parent", "snapshot", "time", "completions", "up", "down", "up_rate")
+COLUMNS = ("version", "up_rate", "up", "down", "completions", "kind", "parent", "snapshot", "time")
 
 Changes = dict[Any, Any]
 
@@ -74,8 +74,10 @@ class ModelsTab:
             counts = {row["model_version"]: row for row in await asyncio.to_thread(count_by_version, store)}
             serving = champion.version if champion else None
             loaded = self.gateway.engine.versions
+            # in a thread: the first interval imports SciPy
+            table = await asyncio.to_thread(write_versions, versions, counts, serving, loaded, self.words)
             return {
-                self.versions: write_versions(versions, counts, serving, loaded, self.words),
+                self.versions: table,
                 self.choice: gr.Dropdown(choices=[name for name in loaded if name != serving], value=None),
                 self.back: gr.Button(interactive=bool(champion and champion.previous)),
             }
@@ -148,18 +150,17 @@ def write_versions(
         count = counts.get(version.version, {})
         n_up, n_down = count.get("n_up", 0), count.get("n_down", 0)
         marks = _write_marks(version.version, champion, loaded, words)
-        cells = [
-            as_html(words.find(version.kind)),
-            as_html(version.parent or "–"),
-            as_html((version.snapshot or "–")[:12]),
-            datetime.fromtimestamp(version.created_us / 1e6, UTC).strftime("%Y-%m-%d"),
-            str(count.get("n_completions", 0)),
-            str(n_up),
-            str(n_down),
-            as_html(_write_rate(n_up, n_down, words)),
-        ]
-        name = f'<th scope="row">{as_html(version.version)}{marks}</th>'
-        rows.append(name + "".join(f"<td>{cell}</td>" for cell in cells))
+        cells = {
+            "rate": _write_rate(n_up, n_down, words),
+            "up": str(n_up),
+            "down": str(n_down),
+            "completions": str(count.get("n_completions", 0)),
+            "kind": words.find(version.kind),
+            "parent": version.parent or "–",
+            "snapshot": (version.snapshot or "–")[:12],
+            "time": datetime.fromtimestamp(version.created_us / 1e6, UTC).strftime("%Y-%m-%d"),
+        }
+        rows.append(f'<th scope="row">{as_html(version.version)}{marks}</th>{write_cells(cells)}')
     table = write_table([words[name] for name in COLUMNS], rows)
     lineage = _write_lineage(versions, champion, loaded, words)
     return f"<div>{table}<h2>{as_html(words['lineage'])}</h2>{lineage}</div>"

@@ -37,6 +37,11 @@ def write_table(heads: Sequence[str], rows: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def write_cells(cells: Mapping[str, str]) -> str:
+    """Texts as HTML cells, each with its column's name as its class."""
+    return "".join(f'<td class="{name}">{as_html(text)}</td>' for name, text in cells.items())
+
+
 def shorten(text: str, length: int) -> str:
     """The text on one line, cut with an ellipsis."""
     line = " ".join(text.split())

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from thumbtune.gateway.identity import Identity
-from thumbtune.gateway.page.plain_text import as_html, read_content, shorten, write_table
+from thumbtune.gateway.page.plain_text import as_html, read_content, shorten, write_cells, write_table
 from thumbtune.gateway.page.session import PRIVATE, find_identity, show_html, told
 from thumbtune.gateway.page.words import KINDS, REASONS, Words
 from thumbtune.gateway.service import Gateway
@@ -20,7 +20,8 @@ from thumbtune.store.reading import VoteFilter, count_by_version, list_history, 
 
 PAGE_ROWS = 25
 ANY = ""
-COLUMNS = ("number", "time", "thumb", "kind", "reason", "comment", "question", "answer", "version")
+COLUMNS = ("number", "thumb", "reason", "comment", "question", "answer", "kind", "version", "time")
+PRESS_COLUMNS = ("time", "thumb", "kind", "reason", "comment", "correction")
 LABELS = {ANY: None, "up": True, "down": False}
 DAYS = (1, 7, 30, 365)
 THUMBS = {True: "👍", False: "👎", None: "↩"}
@@ -134,18 +135,18 @@ class VotesTab:
             return ""
         body = []
         for row in rows:
-            cells = [
-                _write_time(row["created_us"]),
-                THUMBS[row["label"]],
-                self.words.find(row["kind"]),
-                self.words.find(row["reason"] or ""),
-                shorten(row["comment"] or "", 80),
-                shorten(self._find_question(row), 80),
-                shorten(self._find_answer(row), 80),
-                row["model_version"],
-            ]
+            cells = {
+                "thumb": THUMBS[row["label"]],
+                "reason": self.words.find(row["reason"] or ""),
+                "comment": shorten(row["comment"] or "", 80),
+                "question": shorten(self._find_question(row), 80),
+                "answer": shorten(self._find_answer(row), 80),
+                "kind": self.words.find(row["kind"]),
+                "version": row["model_version"],
+                "time": _write_time(row["created_us"]),
+            }
             link = f'<td><a href="#vote-{row["id"]}">{row["id"]}</a></td>'
-            body.append(link + "".join(f"<td>{as_html(cell)}</td>" for cell in cells))
+            body.append(link + write_cells(cells))
         return write_table([self.words[name] for name in COLUMNS], body)
 
     def _find_question(self, row: Row) -> str:
@@ -179,8 +180,9 @@ class VotesTab:
         turns = [self._write_turn(role, text) for role, text in said]
         if row["correction"]:
             turns.append(self._write_turn("correction", row["correction"]))
-        names = ("time", "thumb", "kind", "reason", "comment", "correction")
-        table = write_table([words[name] for name in names], [self._write_press(press) for press in history])
+        table = write_table(
+            [words[name] for name in PRESS_COLUMNS], [self._write_press(press) for press in history]
+        )
         return (
             f'<div class="vote"><h2>{as_html(words["conversation"])}</h2>{"".join(turns)}'
             f"<h2>{as_html(words['presses'])}</h2>{table}</div>"
@@ -197,15 +199,16 @@ class VotesTab:
         thumb = THUMBS[press["label"]]
         if press["label"] is None:
             thumb += f" {self.words['taken_back']}"
-        cells = [
-            _write_time(press["created_us"]),
-            thumb,
-            self.words.find(press["kind"]),
-            self.words.find(press["reason"] or ""),
-            press["comment"] or "",
-            press["correction"] or "",
-        ]
-        return "".join(f"<td>{as_html(cell)}</td>" for cell in cells)
+        return write_cells(
+            {
+                "time": _write_time(press["created_us"]),
+                "thumb": thumb,
+                "kind": self.words.find(press["kind"]),
+                "reason": self.words.find(press["reason"] or ""),
+                "comment": press["comment"] or "",
+                "correction": press["correction"] or "",
+            }
+        )
 
 
 def _as_filter(filters: Sequence[Any], identity: Identity) -> VoteFilter:

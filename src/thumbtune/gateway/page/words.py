@@ -201,7 +201,7 @@ TURKISH: dict[str, str] = {
     "version": "Model sürümü",
     "reason": "Neden",
     "since": "Zaman aralığı",
-    "comment_text": "Yorumda veya düzeltmede geçen",
+    "comment_text": "Yorum veya düzeltmede",
     "any": "Tümü",
     "days_1": "Son 1 gün",
     "days_7": "Son 7 gün",
