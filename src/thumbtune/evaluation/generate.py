@@ -87,7 +87,7 @@ def sample_completions(
                 model,
                 tokenizer,
                 [encoded[i] for i in members],
-                noise=[row_noise(seed, i * n + k) for i in members for k in range(n)],
+                noise=[_row_noise(seed, i * n + k) for i in members for k in range(n)],
                 n=n,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
@@ -191,6 +191,5 @@ def pick_tokens(
     return (picked if order is None else order.gather(1, picked)).squeeze(1)
 
 
-def row_noise(seed: int, row: int) -> torch.Generator:
-    """A row's own stream of random numbers."""
+def _row_noise(seed: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + row * 7_919) % 2**63)

@@ -70,11 +70,11 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_health(app)
     _add_refusals(app)
     settings = gateway.settings
-    policy = ""
+    policies = {sign_in.DOOR: sign_in.POLICY}
     if settings.page:
         from thumbtune.gateway.page import PAGE_CSP, mount_page
 
-        policy = PAGE_CSP
+        policies[sign_in.PAGE] = PAGE_CSP
         app = mount_page(app, gateway, path=sign_in.PAGE, identify=sign_in.find_user)
     if settings.allowed_origins:
         app.add_middleware(
@@ -92,8 +92,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         is_open=lambda: gateway.doorkeeper.is_open,
         max_bytes=settings.max_body_bytes,
         max_bytes_of={VOTE_PATH: settings.max_vote_bytes, "/sign-in": 2_000},
-        page_path=sign_in.PAGE,
-        page_policy=policy,
+        policies=policies,
     )
     return app
 

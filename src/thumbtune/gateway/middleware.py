@@ -34,7 +34,7 @@ API_HEADERS = {
 
 
 class Frontier:
-    """One middleware for all of it; `page_policy` is the page's own Content-Security-Policy."""
+    """One middleware for all of it; `policies` are Content-Security-Policies by the beginning of the path."""
 
     def __init__(
         self,
@@ -46,8 +46,7 @@ class Frontier:
         is_open: Callable[[], bool],
         max_bytes: int,
         max_bytes_of: Mapping[str, int],
-        page_path: str,
-        page_policy: str,
+        policies: Mapping[str, str],
     ) -> None:
         self.app = app
         self.telemetry = telemetry
@@ -56,8 +55,7 @@ class Frontier:
         self.is_open = is_open
         self.max_bytes = max_bytes
         self.max_bytes_of = max_bytes_of
-        self.page_path = page_path
-        self.page_policy = page_policy
+        self.policies = policies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,8 +98,9 @@ class Frontier:
 
     def _choose_headers(self, path: str) -> list[tuple[bytes, bytes]]:
         chosen = dict(API_HEADERS)
-        if path.startswith(self.page_path):
-            chosen["Content-Security-Policy"] = self.page_policy
+        for prefix, policy in self.policies.items():
+            if path.startswith(prefix):
+                chosen["Content-Security-Policy"] = policy
         return [(name.lower().encode(), value.encode()) for name, value in chosen.items()]
 
     def _check_host(self, scope: Scope) -> None:

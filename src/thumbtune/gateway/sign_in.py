@@ -12,6 +12,7 @@ from thumbtune.gateway.service import Gateway
 
 COOKIE = "thumbtune_session"
 PAGE = "/page"
+DOOR = "/sign-in"
 
 router = APIRouter(include_in_schema=False)
 
@@ -80,4 +81,4 @@ async def sign_out() -> Response:
 
 def _render(problem: str, status: int = 200) -> Response:
     text = f'<p role="alert">{escape(problem)}</p>' if problem else ""
-    return HTMLResponse(_FORM.format(problem=text), status, headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(_FORM.format(problem=text), status)

@@ -69,7 +69,7 @@ class Telemetry:
     def observe_vote(self, vote: Vote, status: str) -> None:
         label = {True: "up", False: "down", None: "retracted"}[vote.label]
         self.votes.labels(vote.kind, label, status).inc()
-        if status in ("recorded", "changed") and vote.kind == "explicit":
+        if status == "recorded" and vote.kind == "explicit":
             self._counts["votes_up" if vote.label else "votes_down"] += 1
 
     def describe(self) -> dict[str, int]:
