@@ -430,6 +430,39 @@ def test_the_logits_of_each_row_are_those_of_a_forward_over_the_whole_row(
             check()
 
 
+def test_a_sliding_window_cuts_by_distance_whatever_the_column() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=260, num_key_value_heads=2, sliding_window=16, **sizes)
+    model = MistralForCausalLM(config).eval()
+    decoder = BatchDecoder(model, pad_token_id=0)
+    rows = [Row(list(range(1, n)), BASE, 0.0, 1.0, torch.Generator()) for n in (5, 30, 12)]
+    for row in rows:
+        decoder.join([row])
+        for _ in range(10):
+            for each, token in zip(decoder.rows, decoder.pick(), strict=True):
+                each.token_ids.append(token)
+            decoder.advance()
+    assert decoder._logits is not None
+    for row, logits in zip(decoder.rows, decoder._logits, strict=True):
+        with torch.no_grad():
+            whole = model(torch.tensor([[*row.prompt_ids, *row.token_ids]])).logits[0, -1]
+        assert (logits - whole).abs().max() < 1e-5
+
+
+def test_a_model_that_remembers_more_than_keys_and_values_is_refused() -> None:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Lfm2Config(
+        vocab_size=260, num_key_value_heads=2, layer_types=["conv", "full_attention"], **sizes
+    )
+    with pytest.raises(ModelError, match="keys and values alone"):
+        BatchDecoder(Lfm2ForCausalLM(config), pad_token_id=0)
+
+
 def test_a_slow_tokenizer_is_refused(tiny_model_path: Path) -> None:
     class Slow:
         is_fast = False

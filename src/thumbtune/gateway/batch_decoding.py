@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from thumbtune.engine.logprobs import Branch, forward_logits, pad_branches
 from thumbtune.errors import ModelError
@@ -90,9 +90,18 @@ def _grow(held: Tensor | None, rows: int, positions: int) -> Tensor:
 
 
 class BatchDecoder:
-    """The rows under way on one model. Not safe for several threads: one drives it."""
+    """The rows under way on one model. Not safe for several threads: one drives it.
+
+    Raises `ModelError` for a model that remembers more than keys and values.
+    """
 
     def __init__(self, model: Any, *, pad_token_id: int) -> None:
+        for layer in DynamicCache(config=model.config).layers:
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise ModelError(
+                    f"this model keeps a {type(layer).__name__} from token to token, and the local engine knows keys "
+                    "and values alone: serve it by another server, such as vLLM, and name that as upstream"
+                )
         self.model = model
         self.rows: list[Row] = []
         self._pad = pad_token_id
@@ -108,21 +117,17 @@ class BatchDecoder:
     def join(self, joining: Sequence[Row]) -> None:
         """Encode these rows' prompts, each distinct one once, and let them decode with the others.
 
-        All of them have one adapter. Raises `ModelError` for a model whose state is more than keys and values.
+        All of them have one adapter.
         """
         prompts = list(dict.fromkeys(tuple(row.prompt_ids) for row in joining))
         padded = pad_branches([Branch(prompt, ()) for prompt in prompts], self._pad)
         inputs = {
             key: padded[key].to(self._device) for key in ("input_ids", "attention_mask", "position_ids")
         }
-        cache = Cache(layer_class_to_replicate=_Buffer)
+        cache: Any = Cache(layer_class_to_replicate=_Buffer)
         with self._adapters([joining[0].adapter]) as names:
             output = forward_logits(
                 self.model, keep=1, past_key_values=cache, use_cache=True, **inputs, **names
-            )
-        if output.past_key_values is not cache or not cache.layers:
-            raise ModelError(
-                f"{type(self.model).__name__} keeps more than keys and values: it cannot be served here"
             )
         places = torch.tensor([prompts.index(tuple(row.prompt_ids)) for row in joining], device=self._device)
         width = inputs["input_ids"].shape[1]
