@@ -105,8 +105,8 @@ SERVICE_MISTAKES = [
     Mistake(
         "the end of a cut completion is learned",
         "store/export.py",
-        'finished=vote["finish_reason"] != "length"',
-        "finished=True",
+        'finished = vote["finish_reason"] != "length"',
+        "finished = True",
         (
             f"{EXPORT}::test_an_export_is_read_by_training_with_the_digest_that_it_was_entered_under"
             "[sqlite-thumbs.jsonl]",

@@ -227,7 +227,8 @@ def test_a_reader_who_leaves_frees_the_rows(run: Run, leave_early: bool) -> None
 def test_more_than_may_wait_is_refused(run: Run) -> None:
     async def work(engine: LocalEngine) -> None:
         tasks = [asyncio.create_task(answer(engine, request("Hello", max_tokens=400))) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        while engine.load()["waiting"] < 2:
+            await asyncio.sleep(0.001)
         with pytest.raises(EngineFull, match="2 chats wait"):
             await answer(engine, request("Hello"))
         await asyncio.gather(*tasks)

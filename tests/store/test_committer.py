@@ -182,3 +182,21 @@ def test_no_acknowledged_vote_is_lost_or_doubled_when_the_writer_is_killed(
         stored = Counter(connection.scalars(select(votes.c.idempotency_key)))
     assert acknowledged <= stored.keys()
     assert set(stored.values()) == {1}
+
+
+def test_a_row_that_cannot_be_stored_fails_alone(store: Store) -> None:
+    committer = Committer(store)
+
+    async def run() -> list:
+        await committer.add_completion(make_completion("a"))
+        bad = make_completion("b", n_prompt_tokens=2**63)
+        asked = [
+            committer.add_completion(bad),
+            *(committer.add_vote(Press(make_vote("a", user_key=u))) for u in "xyz"),
+        ]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    failure, *statuses = asyncio.run(run())
+    committer.close()
+    assert isinstance(failure, Exception)
+    assert statuses == ["recorded"] * 3

@@ -210,9 +210,9 @@ def test_however_presses_are_cut_into_batches_the_store_says_what_a_plain_dict_s
         if name == "nowhere" or (key is not None and (user, key) in used):
             continue
         before = expected.get(place_of)
+        used.add((user, key))
         if before == label:
             continue
-        used.add((user, key))
         if label is None:
             del expected[place_of]
         else:
@@ -237,3 +237,33 @@ def test_votes_need_their_completion(store: Store) -> None:
         )
     with store.read() as connection:
         assert connection.scalar(select(func.count()).select_from(votes)) == 0
+
+
+def test_a_late_repetition_of_a_press_that_changed_nothing_changes_nothing_either(store: Store) -> None:
+    put(store, "a")
+    keys = [
+        make_vote("a", label, idempotency_key=key)
+        for label, key in ((True, "k1"), (True, "k2"), (False, "k3"))
+    ]
+    assert press(store, *keys) == ["recorded", "unchanged", "changed"]
+    assert press(store, keys[1]) == ["repeated"]
+    imported = [
+        make_vote("a", label, source="x", source_id=key) for label, key in ((False, "s1"), (True, "s2"))
+    ]
+    assert press(store, *imported) == ["unchanged", "changed"]
+    assert press(store, *imported) == ["repeated", "repeated"]
+    assert current(store) == [("a", "u1", "explicit", True)]
+
+
+def test_what_was_erased_does_not_come_back_by_an_import(store: Store) -> None:
+    from thumbtune.store.erasure import erase_user
+
+    batch = [make_completion("a", source="webui", source_id="m1")]
+    with store.write() as connection:
+        write_completions(connection, batch)
+    erase_user(store, "u1", actor="an admin")
+    with store.write() as connection:
+        assert write_completions(connection, batch) == 0
+    assert press(store, make_vote("a", source="webui", source_id="v1", comment="again")) == [
+        "unknown_completion"
+    ]

@@ -22,11 +22,10 @@ from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.requests import Caller, TheGateway, list_errors
 from thumbtune.gateway.schemas import ErrorBody
 from thumbtune.gateway.service import Gateway
+from thumbtune.gateway.settings import LOOPBACK_NAMES
 from thumbtune.version import __version__
 
 log = logging.getLogger("thumbtune.gateway")
-
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class _App(FastAPI):

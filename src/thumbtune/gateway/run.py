@@ -35,10 +35,10 @@ def run_gateway(settings: GatewaySettings) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     engine = build_engine(settings)
     store = Store(settings.store)
-    if not settings.on_loopback and not find_keys_by_hash(store):
+    if not settings.is_private and not find_keys_by_hash(store):
         store.close()
         raise ConfigError(
-            f"--host {settings.host} opens the gateway to other machines, and there is no API key yet: "
+            f"host {settings.host} {settings.allowed_hosts or ''} lets others in, and there is no API key yet: "
             f"`thumbtune keys create NAME --role admin --store {store.address}` makes one"
         )
     from thumbtune.gateway.app import create_app

@@ -145,7 +145,7 @@ class Gateway:
         self.doorkeeper = Doorkeeper(
             store,
             secrets,
-            on_loopback=settings.on_loopback,
+            on_loopback=settings.is_private,
             vote_days=settings.vote_token_days,
             session_hours=settings.session_hours,
         )
@@ -199,11 +199,12 @@ class Gateway:
             try:
                 await self.doorkeeper.keys.refresh()
                 pointer = await asyncio.to_thread(find_pointer, self.store)
+                if pointer is not None and pointer != self.champion:
+                    await self._follow(pointer)
             except StoreError as error:
                 log.warning("the store does not answer", extra={"problem": str(error)})
-                continue
-            if pointer is not None and pointer != self.champion:
-                await self._follow(pointer)
+            except Exception as error:  # the watch outlives whatever it met: a revoked key has to stop
+                log_fault(error)
 
     async def _follow(self, pointer: Pointer) -> None:
         """Another process pointed the champion elsewhere."""
@@ -453,7 +454,7 @@ class Gateway:
             Press(
                 Vote(
                     completion_id=ids[row.completion_source_id],
-                    user_key=hash_user(request.source, row.user),
+                    user_key=hash_user(f"user of {request.source}", row.user),
                     label=row.label,
                     created_us=int(row.created * 1e6),
                     kind=row.kind,
@@ -465,7 +466,7 @@ class Gateway:
                     source_id=row.source_id,
                 )
             )
-            for row in request.votes
+            for row in sorted(request.votes, key=lambda row: row.created)  # the newest press is the last one
         ]
         for _ in range(3):
             try:
@@ -576,7 +577,7 @@ def _as_vote(feedback: Feedback, identity: Identity) -> Vote:
 
 
 def _as_imported_completion(row: Any, source: str, hash_user: Any) -> Completion:
-    user_key = hash_user(source, row.user)
+    user_key = hash_user(f"user of {source}", row.user)
     messages = [message.model_dump(exclude_unset=True) for message in row.messages]
     return Completion(
         id=_imported_id(source, row.source_id),

@@ -16,6 +16,8 @@ from pydantic_settings import (
 
 from thumbtune.errors import ConfigError
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
 
 class GatewaySettings(BaseSettings):
     """Fields are documented by their description; `docs/reference/gateway-settings.md` is made from them."""
@@ -91,6 +93,11 @@ class GatewaySettings(BaseSettings):
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def is_private(self) -> bool:
+        """True where nobody else is let in either: a proxy that names another host brings strangers to loopback."""
+        return self.on_loopback and all(name in (*LOOPBACK_NAMES, self.host) for name in self.allowed_hosts)
 
     @property
     def secrets_file(self) -> Path:

@@ -67,7 +67,7 @@ async def sign_in(request: Request) -> Response:
             max_age=int(tokens.lifetime_seconds),
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=request.url.scheme == "https" or not gateway.settings.on_loopback,
         )
     return response
 

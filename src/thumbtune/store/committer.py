@@ -123,11 +123,11 @@ class Committer:
         started = time.perf_counter()
         try:
             results = self._commit([entry.item for entry in batch])
-        except IntegrityError:
-            # another process wrote the same key in between: read again what it wrote
-            results = [self._commit_alone(entry.item) for entry in batch]
-        except Exception as error:
+        except StoreError as error:
             results = [error] * len(batch)
+        except Exception:
+            # a row that cannot be stored, or a key that another process wrote in between: each for itself
+            results = [self._commit_alone(entry.item) for entry in batch]
         if self._on_commit is not None:
             self._on_commit(len(batch), time.perf_counter() - started)
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}

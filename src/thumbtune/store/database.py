@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from thumbtune.errors import ConfigError, StoreError
@@ -41,6 +41,8 @@ class Store:
         if self.is_sqlite:
             _prepare_file(Path(str(self.url.database)), must_exist)
         self.engine = _create_engine(self.url)
+        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._reading = self.engine.execution_options(**snapshot)
         self._writing = self.engine.execution_options(begins_with="BEGIN IMMEDIATE")
         from thumbtune.store.migrate import migrate
 
@@ -59,7 +61,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees one state of the store."""
-        with explain_errors(self.address), self.engine.connect() as connection, connection.begin():
+        with explain_errors(self.address), self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -107,10 +109,10 @@ _ADDRESSES = "give a file, sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/DA
 
 @contextmanager
 def explain_errors(address: str) -> Iterator[None]:
-    """Database errors as `StoreError`s that say what to do; an `IntegrityError` passes, it is ours to settle."""
+    """Database errors as `StoreError`s that say what to do; what is wrong with a row passes, it is ours to settle."""
     try:
         yield
-    except IntegrityError:
+    except (IntegrityError, DataError):
         raise
     except PoolTimeout as error:
         raise StoreError(f"{address}: all connections are in use; try again") from error

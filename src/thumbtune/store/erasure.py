@@ -13,9 +13,14 @@ from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from thumbtune.store.database import Store, now_us
 from thumbtune.store.keys import write_audit
-from thumbtune.store.schema import completions, erasures, model_versions, snapshot_completions, votes
-
-ERASED_USER = "erased"
+from thumbtune.store.schema import (
+    ERASED_USER,
+    completions,
+    erasures,
+    model_versions,
+    snapshot_completions,
+    votes,
+)
 
 
 @dataclass(frozen=True, slots=True)

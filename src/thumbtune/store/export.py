@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -90,17 +90,17 @@ def export_votes(
         if not export.n_rows:
             reasons = ", ".join(f"{n} {reason}" for reason, n in export.left_out.items()) or "there are none"
             raise DataError(f"{store.address}: no vote to export ({reasons})")
-        export.digest = _digest_rows(staging)
         _write_as(chosen, staging, path)
+        export.digest = _digest_rows(path)
     finally:
         staging.unlink(missing_ok=True)
     _enter(store, export, sorted(ids), wanted, weighing)
     return export
 
 
-def _digest_rows(lines: Path) -> str:
+def _digest_rows(path: Path) -> str:
     """The digest that training writes into its manifest, so that a model version names its export."""
-    stream = RowStream(iterate_raw_rows(lines, MAX_LINE_BYTES), str(lines), stop_at_first=True)
+    stream = RowStream(iterate_raw_rows(path, MAX_LINE_BYTES), str(path), stop_at_first=True)
     for _ in stream:
         pass
     return stream.digest
@@ -156,6 +156,7 @@ def _as_row(
         "label": label,
         "finished": finished,
         "weight": weight,
+        "tools": vote["tools"],  # in every row: a table takes its columns from the first
         "completion_id": vote["completion_id"],
         "model_version": vote["model_version"],
         "kind": vote["kind"],
@@ -164,8 +165,6 @@ def _as_row(
         "conversation_key": vote["conversation_key"],
         "created_us": vote["created_us"],
     }
-    if vote["tools"]:
-        row["tools"] = vote["tools"]
     return row
 
 
@@ -200,23 +199,29 @@ def _write_as(chosen: Format, lines: Path, path: Path) -> None:
 def _enter(store: Store, export: Export, ids: Sequence[str], wanted: VoteFilter, weighing: Weighing) -> None:
     manifest = {
         "kinds": None if wanted.kinds is None else list(wanted.kinds),
+        "weighing": asdict(weighing),
         "n_up": export.n_up,
         "left_out": dict(export.left_out),
     }
     with store.write() as connection:
         known = connection.scalar(select(snapshots.c.digest).where(snapshots.c.digest == export.digest))
-        if known is not None:
-            return  # the same rows were exported before
-        connection.execute(
-            insert(snapshots).values(
-                digest=export.digest,
-                path=str(export.path.resolve()),
-                n_rows=export.n_rows,
-                manifest=manifest,
-                created_us=now_us(),
+        entered = set(
+            connection.scalars(
+                select(snapshot_completions.c.completion_id).where(
+                    snapshot_completions.c.digest == export.digest
+                )
             )
         )
-        connection.execute(
-            insert(snapshot_completions),
-            [{"digest": export.digest, "completion_id": completion_id} for completion_id in ids],
-        )
+        if known is None:
+            connection.execute(
+                insert(snapshots).values(
+                    digest=export.digest,
+                    path=str(export.path.resolve()),
+                    n_rows=export.n_rows,
+                    manifest=manifest,
+                    created_us=now_us(),
+                )
+            )
+        new = [{"digest": export.digest, "completion_id": name} for name in ids if name not in entered]
+        if new:
+            connection.execute(insert(snapshot_completions), new)

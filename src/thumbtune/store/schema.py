@@ -39,6 +39,9 @@ GrowingId = BigInteger().with_variant(Integer, "sqlite")
 Nullable = JSON(none_as_null=True)
 """JSON whose None is SQL's NULL, not the word null."""
 
+ERASED_USER = "erased"
+"""The user key of completions whose user asked to be forgotten."""
+
 completions = Table(
     "completions",
     metadata,

@@ -1,7 +1,8 @@
 """Presses in, rows out: what each press does to the store, decided for a whole batch at once.
 
 The same request twice is one vote: an idempotency key, or a source's own id, that the store has seen answers
-`repeated`, and a press that says what the current vote says answers `unchanged`. The batch is settled in the order
+`repeated`, and a press that says what the current vote says answers `unchanged`; it is kept if it has a key, or its
+late repetition would count as new. The batch is settled in the order
 of its presses, so that a press and its change may stand in one batch.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, func, insert, select
 
 from thumbtune.records import Completion, Vote
-from thumbtune.store.schema import completions, votes
+from thumbtune.store.schema import ERASED_USER, completions, votes
 
 Status = Literal[
     "recorded",
@@ -51,10 +52,14 @@ def write_completions(connection: Connection, batch: Sequence[Completion]) -> in
         (row.source, row.source_id) for row in batch if row.source_id is not None
     }
     known = _find_sources(connection, completions, imported)
+    ids = {row.id for row in batch if row.source_id is not None}  # an erased one has lost its source
+    here = (
+        set(connection.scalars(select(completions.c.id).where(completions.c.id.in_(ids)))) if ids else set()
+    )
     rows = []
     for completion in batch:
         if completion.source_id is not None:
-            if (completion.source, completion.source_id) in known:
+            if (completion.source, completion.source_id) in known or completion.id in here:
                 continue
             known.add((completion.source, completion.source_id))
         rows.append(_as_columns(completion))
@@ -80,7 +85,8 @@ def write_votes(connection: Connection, presses: Sequence[Press]) -> list[Status
         place = (vote.completion_id, vote.user_key, vote.kind)
         status = _settle(press, owners, current.get(place), seen, sources)
         statuses.append(status)
-        if status in ("recorded", "changed", "retracted"):
+        names_itself = vote.idempotency_key is not None or vote.source_id is not None
+        if status in ("recorded", "changed", "retracted") or (status == "unchanged" and names_itself):
             row = asdict(vote)
             rows.append(row)
             current[place] = row
@@ -122,7 +128,9 @@ def _says_the_same(vote: Vote, row: Mapping[str, Any]) -> bool:
 
 
 def _find_owners(connection: Connection, ids: set[str]) -> dict[str, str]:
-    query = select(completions.c.id, completions.c.user_key).where(completions.c.id.in_(ids))
+    query = select(completions.c.id, completions.c.user_key).where(
+        completions.c.id.in_(ids), completions.c.user_key != ERASED_USER
+    )
     return {row.id: row.user_key for row in connection.execute(query)}
 
 
