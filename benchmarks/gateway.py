@@ -153,15 +153,27 @@ def measure_votes(url: str, folder: Path, upstream: int, seconds: float) -> None
 
 
 def measure_kills(url: str, folder: Path, upstream: int, n_kills: int) -> None:
-    """Kill -9 at random moments under load; every vote acknowledged with 200 must be there, once."""
-    ballots = Ballots(url, folder, 20_000)
+    """Kill -9 at random moments under load, then send again what was not answered, as a client would.
+
+    Each request is a vote on a completion of its own: every acknowledged one must be there, and none twice.
+    """
+    ballots = Ballots(url, folder, 80_000)
     pick = random.Random(0)
     acknowledged: set[int] = set()
-    sent = 0
-    for _ in range(n_kills):
+    unanswered: set[int] = set()
+    n_sent_again = first = 0
+    for round_ in range(n_kills + 1):
         process, port = start_gateway(url, folder, upstream)
+        for number in sorted(unanswered):
+            assert asyncio.run(run_one(port, ballots.request(port, number))) == 200
+            acknowledged.add(number)
+        n_sent_again += len(unanswered)
+        if round_ == n_kills:
+            process.terminate()
+            process.wait()
+            break
 
-        async def strike(process: subprocess.Popen = process, port: int = port, first: int = sent) -> Load:
+        async def strike(process: subprocess.Popen = process, port: int = port, first: int = first) -> Load:
             work = asyncio.create_task(
                 run_load(
                     port, lambda n: ballots.request(port, n), seconds=30, connections=32, first_number=first
@@ -174,17 +186,29 @@ def measure_kills(url: str, folder: Path, upstream: int, n_kills: int) -> None:
         load = asyncio.run(strike())
         process.wait()
         acknowledged.update(load.acknowledged)
-        sent += len(load.latencies) + 100
+        unanswered = set(load.sent) - set(load.acknowledged)
+        first = max(load.sent, default=first) + 1
+    assert first < ballots.n, "more votes than completions: a change would look like a double"
     store = Store(url)
     with store.read() as connection:
-        stored = Counter(connection.scalars(select(votes.c.idempotency_key)))
-    keys = {f"{ballots.run}-{n}" for n in acknowledged}
-    lost, doubled = keys - stored.keys(), [key for key, n in stored.items() if n > 1]
+        stored = Counter(connection.scalars(select(votes.c.completion_id)))
+    lost = {ballots.name(n) for n in acknowledged} - stored.keys()
+    doubled = [name for name, n in stored.items() if n > 1]
     print(
-        f"kills: {n_kills}, acknowledged {len(keys):,}, stored {len(stored):,}, lost {len(lost)}, twice {len(doubled)}"
+        f"kills: {n_kills}; acknowledged {len(acknowledged):,}, of these {n_sent_again:,} sent again after a kill; "
+        f"stored {len(stored):,}; lost {len(lost)}, doubled {len(doubled)}"
     )
     assert not lost
     assert not doubled
+
+
+async def run_one(port: int, request: bytes) -> int:
+    """The status of one request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
 
 
 def measure_proxy(url: str, folder: Path, upstream: int, seconds: float) -> None:

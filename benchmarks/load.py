@@ -26,6 +26,8 @@ class Load:
     statuses: dict[int, int] = field(default_factory=dict)
     acknowledged: list[int] = field(default_factory=list)
     """Numbers of the requests that were answered with 200."""
+    sent: list[int] = field(default_factory=list)
+    """Numbers of all requests that were sent, those included whose connection broke."""
 
     @property
     def per_second(self) -> float:
@@ -98,6 +100,7 @@ async def run_load(
         return connection
 
     async def ask(connection: _Connection, n: int, since: float) -> None:
+        load.sent.append(n)
         status = await connection.send(make_request(n))
         load.latencies.append(time.perf_counter() - since)
         load.statuses[status] = load.statuses.get(status, 0) + 1
