@@ -104,3 +104,16 @@ def test_a_champion_that_is_not_served_is_never_replaced_unnoticed(url: str, tmp
         problem = str(error)
     assert "adapter-2" in problem
     assert not gateway.is_ready
+
+
+def test_the_way_back_is_kept_warm_over_a_restart(url: str, tmp_path: Path) -> None:
+    with serve_gateway(build_gateway(url, tmp_path, LoadingEngine())):
+        pass
+    promote(url, "adapter-2", "some/folder")
+    promote(url, "adapter-3", "another/folder")
+    engine = LoadingEngine()
+    with serve_gateway(build_gateway(url, tmp_path, engine)) as address:
+        assert ask_model(address) == "adapter-3"
+        assert sorted(engine.loaded) == ["another/folder", "some/folder"]
+        assert httpx.post(f"{address}/v1/champion/back", timeout=20).status_code == 200
+        assert ask_model(address) == "adapter-2"

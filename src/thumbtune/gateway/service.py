@@ -174,6 +174,8 @@ class Gateway:
                 f"({', '.join(self.engine.versions)}): serve it, by --adapter if it is one, or put one of these in "
                 "service: thumbtune models promote VERSION"
             )
+        if self.champion.previous is not None:
+            await self._ensure_loaded(self.champion.previous)  # the way back is kept warm
         self.committer = Committer(self.store, on_commit=self.telemetry.observe_commit)
         self._watching = asyncio.create_task(self._watch())
         gc.collect()
