@@ -226,12 +226,20 @@ def test_a_reader_who_leaves_frees_the_rows(run: Run, leave_early: bool) -> None
 
 def test_more_than_may_wait_is_refused(run: Run) -> None:
     async def work(engine: LocalEngine) -> None:
-        tasks = [asyncio.create_task(answer(engine, request("Hello", max_tokens=400))) for _ in range(3)]
+        def start() -> asyncio.Task[list[str]]:
+            return asyncio.create_task(answer(engine, request("Hello", max_tokens=1_000)))
+
+        tasks = [start()]
+        while not engine.load()["rows"]:
+            await asyncio.sleep(0.001)
+        tasks += [start(), start()]
         while engine.load()["waiting"] < 2:
             await asyncio.sleep(0.001)
         with pytest.raises(EngineFull, match="2 chats wait"):
             await answer(engine, request("Hello"))
-        await asyncio.gather(*tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     run(work, max_rows=1, max_waiting=2)
 
