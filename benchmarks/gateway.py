@@ -218,7 +218,7 @@ def measure_proxy(url: str, folder: Path, upstream: int, seconds: float) -> None
         "model": "champion",
         "messages": [{"role": "user", "content": "How do I reset my password? " * 8}],
     }
-    direct_content = content | {"model": "stub"}
+    direct_content = content | {"model": "big-model"}
     try:
         for name, target, body in (("stub", upstream, direct_content), ("gateway", port, content)) * 3:
             load = asyncio.run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
@@ -11,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from thumbtune.data.chat import tokenize_prompt
 from thumbtune.engine.loading import load_model
 from thumbtune.errors import ConfigError, ModelError
-from thumbtune.gateway import batch_decoding
-from thumbtune.gateway.batch_decoding import BASE, BatchDecoder, Row
+from thumbtune.gateway import batch_decoding, local_engine
+from thumbtune.gateway.batch_decoding import BatchDecoder, Row
 from thumbtune.gateway.local_engine import (
     EngineFull,
     GenerationRequest,
@@ -26,6 +29,7 @@ from thumbtune.gateway.local_engine import (
     UnknownVersion,
 )
 from thumbtune.gateway.local_engine import _overlap as overlap
+from thumbtune.gateway.served_adapters import ServedAdapters
 
 QUESTIONS = ["Hi", "What is the capital of Turkey?", "x" * 150, "Şiir yaz: ığüşöç 😀", "a b c"]
 
@@ -197,12 +201,102 @@ def test_an_adapter_comes_and_goes_while_others_are_answered(run: Run, adapters:
 
 def test_an_adapter_that_does_not_fit_is_refused_and_the_rest_goes_on(run: Run, tmp_path: Path) -> None:
     async def work(engine: LocalEngine) -> None:
-        with pytest.raises(ModelError, match="does not fit"):
+        with pytest.raises(ModelError, match="holds no PEFT adapter"):
             await engine.load_adapter("bad", tmp_path)
         assert engine.versions == ["base"]
         assert await answer(engine, request("Hello"))
 
     run(work)
+
+
+def _break(folder: Path, how: str) -> None:
+    """An adapter's folder that looks like one."""
+    weights = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    last = max(weights)
+    if how == "a shape":
+        weights[last] = torch.zeros(7, 7)
+    elif how == "names of another model":
+        weights = {name.replace("layers", "blocks"): weight for name, weight in weights.items()}
+    elif how == "a weight missing":
+        del weights[last]
+    elif how == "a layer that LoRA cannot take":
+        config["target_modules"] = ["q_proj", "post_attention_layernorm"]
+    elif how == "DoRA":
+        config["use_dora"] = True
+    save_file(weights, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "how", ["a shape", "names of another model", "a weight missing", "a layer that LoRA cannot take", "DoRA"]
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_refused_adapter_leaves_all_others_as_they_were(
+    run: Run, adapters: dict[str, Path], tmp_path: Path, how: str, is_first: bool
+) -> None:
+    shutil.copytree(adapters["two"], tmp_path / "broken")
+    _break(tmp_path / "broken", how)
+
+    async def work(engine: LocalEngine, *, with_broken: bool) -> list[Any]:
+        if with_broken and is_first:
+            await refuse(engine)
+        await engine.load_adapter("one", adapters["one"])
+        if with_broken:
+            await refuse(engine)
+        assert engine.versions == ["one", "base"]
+        return await asyncio.gather(*(answer(engine, request("Hello"), name) for name in ("base", "one")))
+
+    async def refuse(engine: LocalEngine) -> None:
+        for _ in range(2):
+            with pytest.raises(ModelError):
+                await engine.load_adapter("broken", tmp_path / "broken")
+
+    assert run(lambda engine: work(engine, with_broken=True)) == run(
+        lambda engine: work(engine, with_broken=False)
+    )
+
+
+def test_an_adapters_own_folder_as_the_model_answers_with_the_adapter(
+    run: Run, adapters: dict[str, Path], tiny_tokenizer: Any
+) -> None:
+    async def as_model() -> list[str]:
+        async with running(adapters["one"], tiny_tokenizer) as engine:
+            return await answer(engine, request("Hello"))
+
+    async def as_adapter(engine: LocalEngine) -> list[str]:
+        await engine.load_adapter("one", adapters["one"])
+        return await answer(engine, request("Hello"), "one")
+
+    assert asyncio.run(as_model()) == run(as_adapter)
+
+
+def test_prompts_are_read_in_pieces_and_padding_counts(
+    run: Run, tiny_model_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt among short ones: no forward is larger than one step may be, and the answers stay."""
+    monkeypatch.setattr(local_engine, "PREFILL_TOKENS", 64)
+    texts = ["y" * 700, *(f"q{i}" for i in range(6))]
+    sizes: list[int] = []
+
+    async def work(engine: LocalEngine) -> list[list[str]]:
+        engine._adapters.model.register_forward_pre_hook(
+            lambda module, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True
+        )
+        return await asyncio.gather(*(answer(engine, request(text)) for text in texts))
+
+    expected = [[greedy(tiny_model_path, tiny_tokenizer, text)] for text in texts]
+    assert run(work) == expected
+    assert max(sizes) == 64
+
+
+def test_a_burst_is_let_in_where_rows_are_free_whatever_may_wait(run: Run) -> None:
+    async def work(engine: LocalEngine) -> None:
+        await asyncio.gather(*(answer(engine, request("Hello")) for _ in range(8)))
+        with pytest.raises(EngineFull):
+            await asyncio.gather(*(answer(engine, request("Hello")) for _ in range(9)))
+
+    run(work, max_rows=8, max_waiting=0)
 
 
 @pytest.mark.parametrize("leave_early", [False, True])
@@ -387,7 +481,7 @@ def test_buffers_are_shifted_back_when_a_long_line_of_rows_has_passed(
     prompt = tokenize_prompt(tiny_tokenizer, [{"role": "user", "content": "Hi"}])
 
     def make_row() -> Row:
-        return Row(prompt, BASE, 0.0, 1.0, torch.Generator())
+        return Row(prompt, "base", 0.0, 1.0, torch.Generator())
 
     def decode(decoder: BatchDecoder, steps: int, leaving: list[Row]) -> None:
         for step in range(steps):
@@ -396,10 +490,10 @@ def test_buffers_are_shifted_back_when_a_long_line_of_rows_has_passed(
             decoder.advance(leaving if step == steps - 1 else ())
 
     alone = make_row()
-    decoder = BatchDecoder(model, pad_token_id=0)
+    decoder = BatchDecoder(ServedAdapters(model, "base"), pad_token_id=0)
     decoder.join([alone])
     decode(decoder, 36, [alone])
-    crowd = BatchDecoder(model, pad_token_id=0)
+    crowd = BatchDecoder(ServedAdapters(model, "base"), pad_token_id=0)
     rows = [make_row() for _ in range(30)]
     crowd.join([rows[0]])
     for before, row in pairwise(rows):
@@ -416,11 +510,11 @@ def test_the_logits_of_each_row_are_those_of_a_forward_over_the_whole_row(
 ) -> None:
     """Rows of several lengths that join and leave at several steps, against one plain forward each."""
     model = load_model(tiny_model_path)
-    decoder = BatchDecoder(model, pad_token_id=0)
+    decoder = BatchDecoder(ServedAdapters(model, "base"), pad_token_id=0)
 
     def make_row(text: str) -> Row:
         ids = tokenize_prompt(tiny_tokenizer, [{"role": "user", "content": text}])
-        return Row(ids, BASE, 0.0, 1.0, torch.Generator())
+        return Row(ids, "base", 0.0, 1.0, torch.Generator())
 
     def check() -> None:
         assert decoder._logits is not None
@@ -446,8 +540,8 @@ def test_a_sliding_window_cuts_by_distance_whatever_the_column() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(vocab_size=260, num_key_value_heads=2, sliding_window=16, **sizes)
     model = MistralForCausalLM(config).eval()
-    decoder = BatchDecoder(model, pad_token_id=0)
-    rows = [Row(list(range(1, n)), BASE, 0.0, 1.0, torch.Generator()) for n in (5, 30, 12)]
+    decoder = BatchDecoder(ServedAdapters(model, "base"), pad_token_id=0)
+    rows = [Row(list(range(1, n)), "base", 0.0, 1.0, torch.Generator()) for n in (5, 30, 12)]
     for row in rows:
         decoder.join([row])
         for _ in range(10):
@@ -469,7 +563,7 @@ def test_a_model_that_remembers_more_than_keys_and_values_is_refused() -> None:
         vocab_size=260, num_key_value_heads=2, layer_types=["conv", "full_attention"], **sizes
     )
     with pytest.raises(ModelError, match="keys and values alone"):
-        BatchDecoder(Lfm2ForCausalLM(config), pad_token_id=0)
+        BatchDecoder(ServedAdapters(Lfm2ForCausalLM(config), "base"), pad_token_id=0)
 
 
 def test_a_slow_tokenizer_is_refused(tiny_model_path: Path) -> None:

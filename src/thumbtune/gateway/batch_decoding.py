@@ -12,7 +12,6 @@ One row's numbers do not depend on the others: what stands before a row's start 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from thumbtune.engine.logprobs import Branch, forward_logits, pad_branches
 from thumbtune.errors import ModelError
 from thumbtune.evaluation.generate import pick_tokens
-
-BASE = "__base__"
-"""PEFT's name for "no adapter" in a batch of several."""
+from thumbtune.gateway.served_adapters import ServedAdapters
 
 BLOCK = 256
 """Positions that the buffers grow by."""
@@ -36,13 +33,34 @@ class Row:
     """One completion under way."""
 
     prompt_ids: Sequence[int]
-    adapter: str
+    version: str
     temperature: float
     top_p: float
     noise: torch.Generator
     owner: Any = None
     """Whoever put it in."""
     token_ids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Encoding:
+    """Rows whose prompts are being read: `n_done` of the padded columns so far."""
+
+    rows: Sequence[Row]
+    inputs: dict[str, Tensor]
+    places: Sequence[int]
+    """Which of the distinct prompts each row has."""
+    cache: Any
+    n_done: int = 0
+    logits: Tensor | None = None  # (P, V): behind each prompt, once all is read
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.inputs["input_ids"])
+
+    @property
+    def width(self) -> int:
+        return self.inputs["input_ids"].shape[1]
 
 
 class _Buffer(DynamicLayer):
@@ -95,17 +113,17 @@ class BatchDecoder:
     Raises `ModelError` for a model that remembers more than keys and values.
     """
 
-    def __init__(self, model: Any, *, pad_token_id: int) -> None:
-        for layer in DynamicCache(config=model.config).layers:
+    def __init__(self, adapters: ServedAdapters, *, pad_token_id: int) -> None:
+        for layer in DynamicCache(config=adapters.model.config).layers:
             if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
                 raise ModelError(
                     f"this model keeps a {type(layer).__name__} from token to token, and the local engine knows keys "
                     "and values alone: serve it by another server, such as vLLM, and name that as upstream"
                 )
-        self.model = model
+        self.adapters = adapters
         self.rows: list[Row] = []
         self._pad = pad_token_id
-        self._device = next(model.parameters()).device
+        self._device = next(adapters.model.parameters()).device
         self._cache = Cache(layer_class_to_replicate=_Buffer)
         self._length = 0
         self._starts = torch.zeros(
@@ -113,24 +131,51 @@ class BatchDecoder:
         )  # (R,): column of a row's first token
         self._logits: Tensor | None = None  # (R, V): of the next token
 
-    @torch.inference_mode()
     def join(self, joining: Sequence[Row]) -> None:
-        """Encode these rows' prompts, each distinct one once, and let them decode with the others.
+        """Encode these rows' prompts and let them decode with the others, all at once."""
+        encoding = self.begin(joining)
+        while not self.encode(encoding, encoding.n_prompts * encoding.width):
+            pass
+        self.take_in(encoding)
 
-        All of them have one adapter.
-        """
+    def begin(self, joining: Sequence[Row]) -> Encoding:
+        """Prompts to be encoded, each distinct one once. All of them have one version."""
         prompts = list(dict.fromkeys(tuple(row.prompt_ids) for row in joining))
         padded = pad_branches([Branch(prompt, ()) for prompt in prompts], self._pad)
         inputs = {
             key: padded[key].to(self._device) for key in ("input_ids", "attention_mask", "position_ids")
         }
-        cache: Any = Cache(layer_class_to_replicate=_Buffer)
-        with self._adapters([joining[0].adapter]) as names:
-            output = forward_logits(
-                self.model, keep=1, past_key_values=cache, use_cache=True, **inputs, **names
-            )
-        places = torch.tensor([prompts.index(tuple(row.prompt_ids)) for row in joining], device=self._device)
-        width = inputs["input_ids"].shape[1]
+        places = [prompts.index(tuple(row.prompt_ids)) for row in joining]
+        return Encoding(joining, inputs, places, Cache(layer_class_to_replicate=_Buffer))
+
+    @torch.inference_mode()
+    def encode(self, encoding: Encoding, n_tokens: int) -> bool:
+        """Read on, at most `n_tokens` of a single prompt, or all prompts at once; True where the end is reached."""
+        # several prompts are never cut: a piece that is all padding for one of them has nothing to attend to
+        n_columns = n_tokens if encoding.n_prompts == 1 else encoding.width
+        end = min(encoding.n_done + n_columns, encoding.width)
+        for layer in encoding.cache.layers:
+            layer.length = encoding.n_done
+        output = forward_logits(
+            self.adapters.model,
+            keep=1,
+            input_ids=encoding.inputs["input_ids"][:, encoding.n_done : end],
+            attention_mask=encoding.inputs["attention_mask"][:, :end],
+            position_ids=encoding.inputs["position_ids"][:, encoding.n_done : end],
+            past_key_values=encoding.cache,
+            use_cache=True,
+            **self.adapters.choose([encoding.rows[0].version] * encoding.n_prompts),
+        )
+        encoding.n_done, encoding.logits = end, output.logits[:, -1].float()
+        return end == encoding.width
+
+    @torch.inference_mode()
+    def take_in(self, encoding: Encoding) -> None:
+        """Let rows whose prompts have been read decode with the others."""
+        assert encoding.logits is not None
+        joining, cache, inputs = encoding.rows, encoding.cache, encoding.inputs
+        places = torch.tensor(encoding.places, device=self._device)
+        width = encoding.width
         self._make_room(width, len(joining))
         first = len(self.rows)
         for mine, theirs in zip(self._layers(len(cache.layers)), cache.layers, strict=True):
@@ -143,7 +188,7 @@ class BatchDecoder:
                 ]
         lengths = inputs["attention_mask"].sum(-1)[places]
         self._starts = torch.cat([self._starts, self._length - lengths])
-        logits = output.logits[:, -1].float()[places]
+        logits = encoding.logits[places]
         self._logits = logits if self._logits is None else torch.cat([self._logits, logits])
         self.rows += joining
 
@@ -181,21 +226,20 @@ class BatchDecoder:
         columns = torch.arange(self._length + 1, device=self._device)
         for layer in self._layers():
             layer.length = self._length
-        with self._adapters([row.adapter for row in self.rows]) as names:
-            self._logits = (
-                forward_logits(
-                    self.model,
-                    keep=1,
-                    input_ids=ids,
-                    attention_mask=(columns >= self._starts[:, None]).long(),
-                    position_ids=(self._length - self._starts)[:, None],
-                    past_key_values=self._cache,
-                    use_cache=True,
-                    **names,
-                )
-                .logits[:, -1]
-                .float()
+        self._logits = (
+            forward_logits(
+                self.adapters.model,
+                keep=1,
+                input_ids=ids,
+                attention_mask=(columns >= self._starts[:, None]).long(),
+                position_ids=(self._length - self._starts)[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+                **self.adapters.choose([row.version for row in self.rows]),
             )
+            .logits[:, -1]
+            .float()
+        )
         self._length += 1
 
     def _keep(self, staying: Sequence[int]) -> None:
@@ -243,29 +287,3 @@ class BatchDecoder:
         self._cache = Cache(layer_class_to_replicate=_Buffer)
         self._length, self._logits = 0, None
         self._starts = self._starts[:0]
-
-    def _adapters(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Any]]:
-        """The way to compute rows with these adapters: switched for all, or row by row."""
-        if not hasattr(self.model, "peft_config"):
-            return nullcontext({})
-        distinct = set(names)
-        if len(distinct) > 1:
-            return nullcontext({"adapter_names": list(names)})
-        if distinct == {BASE}:
-            return _Disabled(self.model)
-        self.model.set_adapter(names[0])
-        return nullcontext({})
-
-
-class _Disabled(AbstractContextManager[dict[str, Any]]):
-    """The base alone."""
-
-    def __init__(self, model: Any) -> None:
-        self._context = model.disable_adapter()
-
-    def __enter__(self) -> dict[str, Any]:
-        self._context.__enter__()
-        return {}
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)

@@ -23,13 +23,15 @@ from tokenizers.decoders import DecodeStream
 from thumbtune.data.chat import tokenize_prompt
 from thumbtune.errors import ConfigError, ModelError, ThumbtuneError
 from thumbtune.evaluation.generate import stop_token_ids
-from thumbtune.gateway.batch_decoding import BASE, BatchDecoder, Row
+from thumbtune.gateway.batch_decoding import BatchDecoder, Encoding, Row
+from thumbtune.gateway.served_adapters import ServedAdapters
 from thumbtune.records import Message
 
 log = logging.getLogger("thumbtune.gateway")
 
-PREFILL_TOKENS = 2_048
-"""Prompt tokens that may join in one step: the rows under way wait for them."""
+PREFILL_TOKENS = 256
+"""Prompt tokens, padding included, that are read in one step: the rows under way wait for them, half a second where
+two cores read for a model of 135 million weights. A longer prompt is read in pieces, one a step."""
 
 
 class EngineFull(ThumbtuneError):  # noqa: N818 - a state, not a mistake
@@ -75,7 +77,7 @@ class _Answer:
 
     request: GenerationRequest
     prompt_ids: Sequence[int]
-    adapter: str
+    version: str
     max_tokens: int
     loop: asyncio.AbstractEventLoop
     pieces: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
@@ -144,12 +146,13 @@ class LocalEngine:
         self._tokenizer = tokenizer
         self._tokenizer_lock = threading.Lock()
         self._base = base_version
-        self._adapters: set[str] = set()
+        self._loaded: set[str] = set()
         self._max_rows, self._max_waiting, self._max_new_tokens = max_rows, max_waiting, max_new_tokens
         self._max_context = max_context or getattr(model.config, "max_position_embeddings", None) or 2**31
         self._stops = stop_token_ids(model, tokenizer)
-        model.eval()
-        self._decoder = BatchDecoder(model, pad_token_id=tokenizer.pad_token_id)
+        self._adapters = ServedAdapters(model, base_version)
+        self._decoder = BatchDecoder(self._adapters, pad_token_id=tokenizer.pad_token_id)
+        self._encoding: Encoding | None = None
         self._waiting: deque[_Answer] = deque()
         self._errands: deque[tuple[Callable[[], bool], asyncio.AbstractEventLoop, asyncio.Future[None]]] = (
             deque()
@@ -163,7 +166,7 @@ class LocalEngine:
     @property
     def versions(self) -> list[str]:
         """The base and the adapters."""
-        return [*sorted(self._adapters), self._base]
+        return [*sorted(self._loaded), self._base]
 
     def load(self) -> dict[str, float]:
         """How busy it is."""
@@ -185,7 +188,7 @@ class LocalEngine:
             if self._closing != "no":
                 raise EngineFull("the model is being shut down")
             self._check_version(version)  # it may have gone while the prompt was tokenised
-            if len(self._waiting) >= self._max_waiting:
+            if not self._has_room(request.n):
                 raise EngineFull(f"{self._max_waiting} chats wait for the model already: try again")
             self._waiting.append(answer)
             self._wake.notify()
@@ -201,7 +204,21 @@ class LocalEngine:
             answer.gone = True
             if n_open:
                 with self._wake:
+                    if answer in self._waiting:
+                        self._waiting.remove(answer)
                     self._wake.notify()
+
+    def _has_room(self, n: int) -> bool:
+        """Whether a request for `n` choices can start at the next step, or else may wait."""
+        free = self._max_rows - self._n_rows()
+        for place, answer in enumerate(self._waiting):
+            free -= answer.request.n
+            if free < 0:
+                return len(self._waiting) - place < self._max_waiting
+        return n <= free or self._max_waiting > 0
+
+    def _n_rows(self) -> int:
+        return len(self._decoder.rows) + (len(self._encoding.rows) if self._encoding else 0)
 
     async def _prepare(self, request: GenerationRequest, version: str) -> _Answer:
         self._check_version(version)
@@ -213,9 +230,8 @@ class LocalEngine:
             raise PromptTooLong(
                 f"the prompt has {len(prompt_ids)} tokens and the model's context {self._max_context}: shorten it"
             )
-        adapter = BASE if version == self._base else version
         max_tokens = min(request.max_tokens or self._max_new_tokens, room)
-        return _Answer(request, prompt_ids, adapter, max_tokens, asyncio.get_running_loop())
+        return _Answer(request, prompt_ids, version, max_tokens, asyncio.get_running_loop())
 
     def _check_version(self, version: str) -> None:
         if version not in self.versions:
@@ -230,23 +246,11 @@ class LocalEngine:
         """Load a PEFT adapter under a name, between two steps. Raises `ModelError`."""
 
         def load() -> bool:
-            model = self._decoder.model
-            try:
-                if hasattr(model, "peft_config"):
-                    model.load_adapter(str(folder), adapter_name=version)
-                else:
-                    from peft import PeftModel
-
-                    self._decoder.model = PeftModel.from_pretrained(model, str(folder), adapter_name=version)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                raise ModelError(
-                    f"{folder}: this adapter does not fit the model: {str(error)[:200]}"
-                ) from error
-            self._decoder.model.eval()
-            self._adapters.add(version)
+            self._adapters.load(version, folder)
+            self._loaded.add(version)
             return True
 
-        if version not in self._adapters:
+        if version not in self._loaded:
             await self._send_errand(load)
 
     async def unload_adapter(self, version: str) -> None:
@@ -255,19 +259,15 @@ class LocalEngine:
         if version == self._base:
             raise ConfigError(f"'{version}' is the base that the adapters stand on: it stays")
         with self._wake:
-            self._adapters.discard(version)  # nobody new
+            self._loaded.discard(version)  # nobody new
 
         def unload() -> bool:
-            in_use = any(row.adapter == version for row in self._decoder.rows)
-            if in_use or any(answer.adapter == version for answer in self._waiting):
+            with self._wake:
+                in_use = {row.version for row in self._rows_under_way()}
+                in_use |= {answer.version for answer in self._waiting}
+            if version in in_use:
                 return False
-            model = self._decoder.model
-            others = [name for name in model.peft_config if name != version]
-            if others:  # PEFT comes back to the active adapter, so it must not be the one that goes
-                model.set_adapter(others[0])
-                model.delete_adapter(version)
-            else:
-                self._decoder.model = model.unload()
+            self._adapters.unload(version)
             return True
 
         await self._send_errand(unload)
@@ -305,10 +305,15 @@ class LocalEngine:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            while not (self._waiting or self._decoder.rows or self._errands or self._closing != "no"):
+            while not (self._is_busy() or self._errands or self._closing != "no"):
                 self._wake.wait()
-            busy = bool(self._waiting or self._decoder.rows)
-            return self._closing == "no" or (self._closing == "drain" and busy)
+            return self._closing == "no" or (self._closing == "drain" and self._is_busy())
+
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._decoder.rows or self._encoding)
+
+    def _rows_under_way(self) -> list[Row]:
+        return [*self._decoder.rows, *(self._encoding.rows if self._encoding else ())]
 
     def _run_errands(self) -> None:
         for _ in range(len(self._errands)):
@@ -364,35 +369,48 @@ class LocalEngine:
         return voice.end(self._tokenizer.decode(row.token_ids, skip_special_tokens=True))
 
     def _admit(self) -> None:
-        """Let waiting requests in while there is room, those of one adapter together."""
+        """Read waiting prompts, as many tokens as one step may take, and let in the rows that are read."""
         budget = PREFILL_TOKENS
-        while self._waiting:
-            joining: list[_Answer] = []
-            room = self._max_rows - len(self._decoder.rows)
-            while self._waiting:
-                answer = self._waiting[0]
-                fits = answer.request.n <= room and (
-                    len(answer.prompt_ids) <= budget or budget == PREFILL_TOKENS
-                )
-                if not answer.gone and (not fits or (joining and answer.adapter != joining[0].adapter)):
-                    break
-                with self._wake:
-                    self._waiting.popleft()
-                if not answer.gone:
-                    joining.append(answer)
-                    room -= answer.request.n
-                    budget -= len(answer.prompt_ids)
-            if not joining:
+        while budget > 0:
+            if self._encoding is None:
+                self._begin_encoding(budget)
+            if self._encoding is None:
                 return
+            encoding = self._encoding
             try:
-                self._decoder.join([row for answer in joining for row in self._make_rows(answer)])
-            except Exception as error:  # theirs alone: the rows under way are as they were
+                before = encoding.n_done
+                is_read = self._decoder.encode(encoding, budget)
+                budget -= (encoding.n_done - before) * encoding.n_prompts
+                if is_read:
+                    self._decoder.take_in(encoding)
+            except Exception as error:
                 log.exception("prompts could not be encoded")
                 failure = (
                     error if isinstance(error, ModelError) else ModelError("the prompt could not be encoded")
                 )
-                for answer in joining:
-                    answer.loop.call_soon_threadsafe(answer.pieces.put_nowait, failure)
+                _send(_answers_of(encoding.rows), failure)
+                is_read = True
+            if is_read or all(row.owner.answer.gone for row in encoding.rows):
+                self._encoding = None
+
+    def _begin_encoding(self, budget: int) -> None:
+        """Take waiting requests of one version whose prompts fit together into `budget`; a long one comes alone."""
+        with self._wake:
+            room = self._max_rows - len(self._decoder.rows)
+            joining: list[_Answer] = []
+            while self._waiting:
+                answer = self._waiting[0]
+                n_padded = max(len(each.prompt_ids) for each in (*joining, answer)) * (len(joining) + 1)
+                fits = n_padded <= budget or (budget == PREFILL_TOKENS and not joining)
+                if answer.request.n > room or not fits:
+                    break
+                if joining and answer.version != joining[0].version:
+                    break
+                joining.append(self._waiting.popleft())
+                room -= answer.request.n
+            if joining:
+                rows = [row for answer in joining for row in self._make_rows(answer)]
+                self._encoding = self._decoder.begin(rows)
 
     def _make_rows(self, answer: _Answer) -> list[Row]:
         request = answer.request
@@ -401,7 +419,7 @@ class LocalEngine:
         return [
             Row(
                 answer.prompt_ids,
-                answer.adapter,
+                answer.version,
                 request.temperature,
                 request.top_p,
                 torch.Generator().manual_seed((seed + index * 7_919) % 2**63),
@@ -412,20 +430,19 @@ class LocalEngine:
 
     def _fail(self, error: Exception, *, everyone: bool) -> None:
         """Tell the answers under way, and those that wait if `everyone`, and begin anew without them."""
-        answers = {id(row.owner.answer): row.owner.answer for row in self._decoder.rows}
-        with self._wake:
-            if everyone:
-                answers |= {id(answer): answer for answer in self._waiting}
+        answers = _answers_of(self._decoder.rows)
+        if everyone:
+            with self._wake:
+                answers = [*_answers_of(self._rows_under_way()), *self._waiting]
                 self._waiting.clear()
-        for answer in answers.values():
-            if not answer.loop.is_closed():
-                answer.loop.call_soon_threadsafe(answer.pieces.put_nowait, error)
+                self._encoding = None
+        _send(answers, error)
         if everyone:
             for _, loop, future in self._errands:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_set, future, error)
             self._errands.clear()
-        self._decoder = BatchDecoder(self._decoder.model, pad_token_id=self._tokenizer.pad_token_id)
+        self._decoder = BatchDecoder(self._adapters, pad_token_id=self._tokenizer.pad_token_id)
 
 
 def _set(future: asyncio.Future[None], error: Exception | None) -> None:
@@ -436,3 +453,13 @@ def _set(future: asyncio.Future[None], error: Exception | None) -> None:
 def _deliver(pieces: Sequence[tuple[_Answer, Piece]]) -> None:
     for answer, piece in pieces:
         answer.pieces.put_nowait(piece)
+
+
+def _answers_of(rows: Sequence[Row]) -> list[_Answer]:
+    return list(dict.fromkeys(row.owner.answer for row in rows))
+
+
+def _send(answers: Sequence[_Answer], error: Exception) -> None:
+    for answer in answers:
+        if not answer.loop.is_closed():
+            answer.loop.call_soon_threadsafe(answer.pieces.put_nowait, error)
