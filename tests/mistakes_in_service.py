@@ -180,8 +180,8 @@ SERVICE_MISTAKES = [
     ),
     Mistake(
         "a part of a stop string is sent",
-        "gateway/local_engine.py",
-        "limit -= max((_overlap(self.said, stop) for stop in stops), default=0)",
+        "gateway/answer_text.py",
+        "limit -= max((measure_overlap(self.said, stop) for stop in self.stops), default=0)",
         "limit -= 0",
         (f"{LOCAL}::test_a_stop_string_is_never_sent_not_even_in_part",),
     ),

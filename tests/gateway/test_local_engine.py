@@ -19,6 +19,7 @@ from thumbtune.data.chat import tokenize_prompt
 from thumbtune.engine.loading import load_model
 from thumbtune.errors import ConfigError, ModelError
 from thumbtune.gateway import batch_decoding, local_engine
+from thumbtune.gateway.answer_text import measure_overlap
 from thumbtune.gateway.batch_decoding import BatchDecoder, Row
 from thumbtune.gateway.local_engine import (
     EngineFull,
@@ -28,7 +29,6 @@ from thumbtune.gateway.local_engine import (
     PromptTooLong,
     UnknownVersion,
 )
-from thumbtune.gateway.local_engine import _overlap as overlap
 from thumbtune.gateway.served_adapters import ServedAdapters
 
 QUESTIONS = ["Hi", "What is the capital of Turkey?", "x" * 150, "Şiir yaz: ığüşöç 😀", "a b c"]
@@ -394,7 +394,7 @@ def test_a_stop_string_is_never_sent_not_even_in_part(
 
 
 def test_what_could_become_a_stop_string_is_held_back() -> None:
-    assert [overlap(text, "STOP") for text in ("", "go", "go S", "go STO", "STOP", "SS")] == [
+    assert [measure_overlap(text, "STOP") for text in ("", "go", "go S", "go STO", "STOP", "SS")] == [
         0,
         0,
         1,

@@ -28,7 +28,8 @@ def serve(
     adapter: Annotated[
         list[Path] | None,
         typer.Option(
-            help="PEFT adapter to serve beside it; the first one is put in service.", show_default=False
+            help="PEFT adapter to serve beside it; the first is put in service if none is yet.",
+            show_default=False,
         ),
     ] = None,
     upstream: Annotated[
@@ -38,16 +39,16 @@ def serve(
         ),
     ] = None,
     store: Annotated[
-        str | None, typer.Option(metavar="URL", help="SQLite file or postgresql://… [default: thumbtune.db]")
+        str | None, typer.Option(metavar="URL", help="SQLite file or postgresql://… (default thumbtune.db)")
     ] = None,
     secrets: Annotated[Path | None, typer.Option(help="File of signing secrets.", show_default=False)] = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind to [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [default: 8400]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind to (default 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one (default 8400)")] = None,
     page: Annotated[
-        bool | None, typer.Option("--page/--no-page", help="Serve the page [default: page]")
+        bool | None, typer.Option("--page/--no-page", help="Serve the page (default: yes)")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer where the request is silent [default: 512]")
+        int | None, typer.Option(help="Most tokens of an answer where the request is silent (default 512)")
     ] = None,
     config: Annotated[
         Path | None,

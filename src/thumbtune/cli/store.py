@@ -253,6 +253,13 @@ def erase(
     from thumbtune.store.erasure import erase_user
 
     done = erase_user(_open(url), user_key, actor=ACTOR)
+    if not done.n_completions and not done.n_votes and not as_json:
+        print(
+            f"nothing here is of a user with the key '{user_key}'. A key is not a name: votes show it, and "
+            "DELETE /v1/users/NAME?key_id=ID finds it for a name that an API key called its user by",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
     if as_json:
         print(json.dumps(asdict(done)))
         return

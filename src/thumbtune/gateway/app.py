@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 
 from thumbtune.errors import StoreError
 from thumbtune.gateway import routes_admin, routes_openai, routes_votes, sign_in
-from thumbtune.gateway.middleware import VOTE_PATH, Frontier, describe_validation
-from thumbtune.gateway.problems import Problem
+from thumbtune.gateway.middleware import VOTE_PATH, Frontier
+from thumbtune.gateway.problems import Problem, describe_validation
 from thumbtune.gateway.requests import Caller, TheGateway, list_errors
 from thumbtune.gateway.schemas import ErrorBody
 from thumbtune.gateway.service import Gateway

@@ -111,18 +111,18 @@ class Doorkeeper:
     """Turns what a request carries into an `Identity`, or refuses it."""
 
     def __init__(
-        self, store: Store, secrets: Secrets, *, on_loopback: bool, vote_days: float, session_hours: float
+        self, store: Store, secrets: Secrets, *, is_private: bool, vote_days: float, session_hours: float
     ):
         self.keys = KeyRing(store)
         self.secrets = secrets
-        self.on_loopback = on_loopback
+        self.is_private = is_private
         self.vote_tokens = Tokens(secrets, "vote", round(vote_days * 86_400))
         self.sessions = Tokens(secrets, "session", round(session_hours * 3_600))
 
     @property
     def is_open(self) -> bool:
         """True on loopback while no key was ever made: the one person at this machine may do everything."""
-        return self.on_loopback and self.keys.is_empty
+        return self.is_private and self.keys.is_empty
 
     @property
     def local_identity(self) -> Identity:

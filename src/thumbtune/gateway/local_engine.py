@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers.decoders import DecodeStream
 
 from thumbtune.data.chat import tokenize_prompt
 from thumbtune.errors import ConfigError, ModelError, ThumbtuneError
 from thumbtune.evaluation.generate import stop_token_ids
+from thumbtune.gateway.answer_text import AnswerText
 from thumbtune.gateway.batch_decoding import BatchDecoder, Encoding, Row
 from thumbtune.gateway.served_adapters import ServedAdapters
 from thumbtune.records import Message
@@ -87,44 +87,11 @@ class _Answer:
 
 @dataclass(eq=False)
 class _Voice:
-    """The text of one choice as it grows: bytes to characters, and no part of a stop string let out."""
+    """One choice of an answer, and what it says."""
 
     answer: _Answer
     index: int
-    tokenizer: Any
-    stream: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
-    said: str = ""
-    """What has been decoded."""
-    n_sent: int = 0
-
-    def add(self, token: int) -> tuple[str, bool]:
-        """New text to send, and whether a stop string came."""
-        self.said += self.stream.step(self.tokenizer, token) or ""
-        return self._take(final=False)
-
-    def end(self, whole: str) -> str:
-        """What is left to send, now that nothing follows; `whole` is all tokens decoded at once."""
-        if whole.startswith(self.said):  # the last bytes may be no character yet
-            self.said = whole
-        return self._take(final=True)[0]
-
-    def _take(self, *, final: bool) -> tuple[str, bool]:
-        stops = self.answer.request.stop
-        found = [
-            place for stop in stops if (place := self.said.find(stop, max(0, self.n_sent - len(stop)))) >= 0
-        ]
-        if found:
-            self.said = self.said[: max(min(found), self.n_sent)]
-        limit = len(self.said)
-        if not found and not final:
-            limit -= max((_overlap(self.said, stop) for stop in stops), default=0)
-        text, self.n_sent = self.said[self.n_sent : limit], max(limit, self.n_sent)
-        return text, bool(found)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How much of the text's end could be the beginning of a stop string."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-n:])), 0)
+    text: AnswerText
 
 
 class LocalEngine:
@@ -357,7 +324,7 @@ class LocalEngine:
         if token in self._stops:
             return Piece(voice.index, self._end(row, voice), "stop", n_prompt, len(row.token_ids) + 1)
         row.token_ids.append(token)
-        text, stopped = voice.add(token)
+        text, stopped = voice.text.add(token)
         n = len(row.token_ids)
         if stopped:
             return Piece(voice.index, text, "stop", n_prompt, n)
@@ -366,7 +333,7 @@ class LocalEngine:
         return Piece(voice.index, text) if text else None
 
     def _end(self, row: Row, voice: _Voice) -> str:
-        return voice.end(self._tokenizer.decode(row.token_ids, skip_special_tokens=True))
+        return voice.text.end(self._tokenizer.decode(row.token_ids, skip_special_tokens=True))
 
     def _admit(self) -> None:
         """Read waiting prompts, as many tokens as one step may take, and let in the rows that are read."""
@@ -423,7 +390,7 @@ class LocalEngine:
                 request.temperature,
                 request.top_p,
                 torch.Generator().manual_seed((seed + index * 7_919) % 2**63),
-                _Voice(answer, index, backend),
+                _Voice(answer, index, AnswerText(backend, request.stop)),
             )
             for index in range(request.n)
         ]

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -192,17 +190,3 @@ async def _send_problem(problem: Problem, send: Send) -> None:
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
-
-
-def describe_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """A schema's complaints as one 400, without the text that they are about."""
-    first = errors[0]
-    # a field that we do not know is the client's own word, and may be a text: only names are said again
-    named = [str(part) for part in first["loc"] if part != "body"]
-    place = ".".join(part if _NAME.fullmatch(part) else "…" for part in named)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    text = str(first["msg"]).removeprefix("Value error, ")
-    return Problem(400, f"{place or 'body'}: {text}{more}", code="invalid_request", param=place or None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 log = logging.getLogger("thumbtune.gateway")
@@ -71,3 +72,17 @@ def _type_of(status: int) -> ErrorType:
     if status in kinds:
         return kinds[status]
     return "server_error" if status >= 500 else "invalid_request_error"
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+def describe_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """A schema's complaints as one 400, without the text that they are about."""
+    first = errors[0]
+    # a field that we do not know is the client's own word, and may be a text: only names are said again
+    named = [str(part) for part in first["loc"] if part != "body"]
+    place = ".".join(part if _NAME.fullmatch(part) else "…" for part in named)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    text = str(first["msg"]).removeprefix("Value error, ")
+    return Problem(400, f"{place or 'body'}: {text}{more}", code="invalid_request", param=place or None)

@@ -11,8 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from thumbtune.gateway.identity import Identity
-from thumbtune.gateway.middleware import describe_validation
-from thumbtune.gateway.problems import Problem
+from thumbtune.gateway.problems import Problem, describe_validation
 from thumbtune.gateway.schemas import ErrorBody
 from thumbtune.gateway.service import Gateway
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-import sys
 from typing import Any
 
 import uvicorn
@@ -19,10 +19,6 @@ from thumbtune.store.database import Store
 from thumbtune.store.keys import find_keys_by_hash
 from thumbtune.store.secrets import open_secrets
 
-SWITCH_SECONDS = 0.0005
-"""How long the committing thread and the event loop may keep the interpreter from each other; Python's own 5 ms
-would be most of a vote's latency."""
-
 log = logging.getLogger("thumbtune.gateway")
 
 
@@ -32,7 +28,6 @@ def run_gateway(settings: GatewaySettings) -> None:
     Raises `ConfigError` where other machines could reach it and no API key exists.
     """
     start_logging(settings.log_level)
-    sys.setswitchinterval(SWITCH_SECONDS)
     engine = build_engine(settings)
     store = Store(settings.store)
     if not settings.is_private and not find_keys_by_hash(store):
@@ -102,6 +97,8 @@ class _Server(uvicorn.Server):
             if isinstance(error, Problem):
                 raise ConfigError(error.message) from error
             raise
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not walk it again beside every vote
         await super().startup(sockets)
         if self.started and self.servers:
             log.info("listening", extra={"address": self._address, "pid": os.getpid()})

@@ -7,15 +7,12 @@ and tokens are made beforehand, and stand in the headers too; a vote that is fas
 from __future__ import annotations
 
 import asyncio
-import gc
-import hashlib
 import logging
 import secrets as randomness
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -23,12 +20,14 @@ from sqlalchemy.exc import IntegrityError
 from thumbtune.errors import ConfigError, StoreError, ThumbtuneError
 from thumbtune.gateway.engines import Engine
 from thumbtune.gateway.identity import REFRESH_SECONDS, Doorkeeper, Identity
+from thumbtune.gateway.incoming import as_rows, as_vote, make_conversation_key
 from thumbtune.gateway.problems import Problem, busy, log_fault
 from thumbtune.gateway.rates import Rates
 from thumbtune.gateway.schemas import ChatRequest, Feedback, ImportReceipt, ImportRequest, VoteReceipt
+from thumbtune.gateway.serving import ServedChoice, Serving
 from thumbtune.gateway.settings import GatewaySettings
 from thumbtune.gateway.telemetry import Telemetry
-from thumbtune.records import Completion, Vote, VoteKind, text_key
+from thumbtune.records import Completion
 from thumbtune.store.committer import Committer, CommitterFullError
 from thumbtune.store.database import Store, now_us
 from thumbtune.store.keys import write_audit
@@ -47,90 +46,7 @@ from thumbtune.store.votes import ACCEPTED, Press, Status, write_completions, wr
 
 log = logging.getLogger("thumbtune.gateway")
 
-IMPLICIT: Mapping[VoteKind, tuple[bool, float]] = {
-    "edit": (False, 1.0),
-    "retry": (False, 0.5),
-    "copy": (True, 0.5),
-}
-"""Label and strength of the implicit kinds: an edit says that the completion was wrong, a retry and a copy hint."""
-
 SAMPLING_FIELDS = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "n")
-
-
-@dataclass
-class ServedChoice:
-    """One of an answer's choices on its way out: its names, and what has been said so far."""
-
-    completion_id: str
-    vote_token: str
-    content: list[str] = field(default_factory=list)
-    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    finish_reason: str | None = None
-
-    def add(self, delta: Mapping[str, Any], finish_reason: str | None) -> None:
-        """Take up a streamed piece."""
-        if delta.get("content"):
-            self.content.append(delta["content"])
-        for call in delta.get("tool_calls") or ():
-            _merge_tool_call(self.tool_calls.setdefault(call.get("index", 0), {}), call)
-        self.finish_reason = finish_reason or self.finish_reason
-
-    def as_message(self) -> dict[str, Any]:
-        """The assistant's message as it was served."""
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.content)}
-        if self.tool_calls:
-            message["tool_calls"] = [self.tool_calls[place] for place in sorted(self.tool_calls)]
-        return message
-
-
-@dataclass
-class Serving:
-    """One chat under way."""
-
-    request: ChatRequest
-    identity: Identity
-    version: str
-    arm: str
-    choices: list[ServedChoice]
-    started_us: int
-    usage: Mapping[str, Any] = field(default_factory=dict)
-
-    def describe(self, choice: ServedChoice) -> dict[str, str]:
-        """What a vote on this choice needs."""
-        return {
-            "completion_id": choice.completion_id,
-            "vote_token": choice.vote_token,
-            "model_version": self.version,
-        }
-
-    def find(self, choice: Mapping[str, Any]) -> ServedChoice:
-        """The choice that an engine's choice is about. Raises a 502 `Problem` where nobody asked for it."""
-        if choice["index"] not in range(len(self.choices)):
-            raise Problem(502, "the model gave more choices than were asked for", code="upstream")
-        return self.choices[choice["index"]]
-
-    @property
-    def has_begun(self) -> bool:
-        """True once a piece of the answer is known."""
-        return any(choice.content or choice.tool_calls or choice.finish_reason for choice in self.choices)
-
-    def count_tokens(self) -> int:
-        """What it cost: as the model says, or four characters a token where it was broken off before it could say."""
-        known = self.usage.get("total_tokens")
-        if known is not None:
-            return int(known)
-        said = sum(len(text) for choice in self.choices for text in choice.content)
-        return (said + sum(len(str(message.content or "")) for message in self.request.messages)) // 4
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The same for the first choice, for clients that show headers only."""
-        first = self.choices[0]
-        return {
-            "Thumbtune-Completion-Id": first.completion_id,
-            "Thumbtune-Vote-Token": first.vote_token,
-            "Thumbtune-Model-Version": self.version,
-        }
 
 
 class Gateway:
@@ -145,7 +61,7 @@ class Gateway:
         self.doorkeeper = Doorkeeper(
             store,
             secrets,
-            on_loopback=settings.is_private,
+            is_private=settings.is_private,
             vote_days=settings.vote_token_days,
             session_hours=settings.session_hours,
         )
@@ -178,8 +94,6 @@ class Gateway:
             await self._ensure_loaded(self.champion.previous)  # the way back is kept warm
         self.committer = Committer(self.store, on_commit=self.telemetry.observe_commit)
         self._watching = asyncio.create_task(self._watch())
-        gc.collect()
-        gc.freeze()  # what is loaded stays: the collector need not walk it again beside every vote
         self.is_ready = True
 
     async def close(self) -> None:
@@ -375,7 +289,7 @@ class Gateway:
             name: getattr(request, name) for name in SAMPLING_FIELDS if name in request.model_fields_set
         }
         messages = request.as_messages()
-        conversation = _conversation_key(serving.identity.user_key, messages)
+        conversation = make_conversation_key(serving.identity.user_key, messages)
         await asyncio.gather(
             *(
                 self.committer.add_completion(
@@ -406,7 +320,7 @@ class Gateway:
         """Store a press; returns once it is on disk. Raises a `Problem` or `StoreError`."""
         assert self.committer is not None
         self.rates.take(identity, "votes")
-        vote = _as_vote(feedback, identity)
+        vote = as_vote(feedback, identity)
         press = Press(vote, own_only=identity.role == "client")
         status = await self._add_vote(press)
         self.telemetry.observe_vote(vote, status)
@@ -446,30 +360,7 @@ class Gateway:
     def import_rows(self, request: ImportRequest, identity: Identity) -> ImportReceipt:
         """Completions and votes from another product, in one transaction. Runs in a thread."""
         identity.require()
-        hash_user = self.doorkeeper.secrets.user_key
-        completions = [_as_imported_completion(row, request.source, hash_user) for row in request.completions]
-        ids = {
-            row.completion_source_id: _imported_id(request.source, row.completion_source_id)
-            for row in request.votes
-        }
-        presses = [
-            Press(
-                Vote(
-                    completion_id=ids[row.completion_source_id],
-                    user_key=hash_user(f"user of {request.source}", row.user),
-                    label=row.label,
-                    created_us=int(row.created * 1e6),
-                    kind=row.kind,
-                    strength=1.0 if row.kind == "explicit" else IMPLICIT[row.kind][1],
-                    reason=row.reason,
-                    comment=row.comment,
-                    correction=row.correction,
-                    source=request.source,
-                    source_id=row.source_id,
-                )
-            )
-            for row in sorted(request.votes, key=lambda row: row.created)  # the newest press is the last one
-        ]
+        completions, presses = as_rows(request, self.doorkeeper.secrets.user_key)
         for _ in range(3):
             try:
                 with self.store.write() as connection:
@@ -552,69 +443,3 @@ def _name_completion() -> str:
 def _as_body(request: ChatRequest) -> dict[str, Any]:
     """What the engine sees: the request without who asks and without our own fields."""
     return request.model_dump(exclude_unset=True, exclude={"user", "model", "stream"})
-
-
-def _as_vote(feedback: Feedback, identity: Identity) -> Vote:
-    label, strength = feedback.label, 1.0
-    if feedback.score is not None:
-        label = feedback.score > 0
-    if feedback.kind != "explicit":
-        label, strength = IMPLICIT[feedback.kind]
-    if feedback.retract:
-        label = None
-    return Vote(
-        completion_id=feedback.completion_id,
-        user_key=identity.user_key,
-        label=label,
-        created_us=now_us(),
-        kind=feedback.kind,
-        score=feedback.score,
-        strength=strength,
-        reason=feedback.reason,
-        comment=feedback.comment,
-        correction=feedback.correction,
-        idempotency_key=feedback.idempotency_key,
-        api_key_id=identity.key_id,
-    )
-
-
-def _as_imported_completion(row: Any, source: str, hash_user: Any) -> Completion:
-    user_key = hash_user(f"user of {source}", row.user)
-    messages = [message.model_dump(exclude_unset=True) for message in row.messages]
-    return Completion(
-        id=_imported_id(source, row.source_id),
-        user_key=user_key,
-        conversation_key=_conversation_key(user_key, messages),
-        messages=messages,
-        completion={"role": "assistant", "content": row.completion},
-        finish_reason=row.finish_reason,
-        model_version=row.model,
-        arm="imported",
-        created_us=int(row.created * 1e6),
-        source=source,
-        source_id=row.source_id,
-    )
-
-
-def _imported_id(source: str, source_id: str) -> str:
-    return "imported-" + hashlib.sha256(f"{source}\n{source_id}".encode()).hexdigest()[:32]
-
-
-def _conversation_key(user_key: str, messages: list[dict[str, Any]]) -> str:
-    """Equal for the turns of one conversation: its user and what it began with, to the first user message."""
-    end = next(
-        (place for place, message in enumerate(messages) if message["role"] == "user"), len(messages) - 1
-    )
-    return hashlib.sha256(f"{user_key}\n{text_key(messages[: end + 1])}".encode()).hexdigest()[:32]
-
-
-def _merge_tool_call(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
-    """Streamed tool calls come in pieces: names once, arguments bit by bit."""
-    for name, value in piece.items():
-        if name == "function" and value is not None:
-            function = call.setdefault("function", {})
-            for part, text in value.items():
-                if text is not None:
-                    function[part] = function.get(part, "") + text if part == "arguments" else text
-        elif name != "index" and value is not None:
-            call[name] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -15,6 +15,7 @@ from pydantic_settings import (
 )
 
 from thumbtune.errors import ConfigError
+from thumbtune.store.database import read_url
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -69,7 +70,7 @@ class GatewaySettings(BaseSettings):
         512, ge=1, description="Most tokens of an answer where the request does not say."
     )
     drain_seconds: float = Field(30.0, ge=0, description="How long answers in flight may take when stopping.")
-    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     @classmethod
     def settings_customise_sources(
@@ -104,8 +105,9 @@ class GatewaySettings(BaseSettings):
         """Where the secrets are: beside a SQLite store, else in the user's configuration folder."""
         if self.secrets is not None:
             return self.secrets
-        if "://" not in self.store or self.store.startswith("sqlite"):
-            return Path(self.store.removeprefix("sqlite:///")).expanduser().with_suffix(".secrets.json")
+        url = read_url(self.store)
+        if url.get_backend_name() == "sqlite":
+            return Path(str(url.database)).with_suffix(".secrets.json")
         return Path("~/.config/thumbtune/secrets.json").expanduser()
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from thumbtune.records import Vote
 
 if TYPE_CHECKING:
-    from thumbtune.gateway.service import Serving
+    from thumbtune.gateway.serving import Serving
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 

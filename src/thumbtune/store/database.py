@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from thumbtune.errors import ConfigError, StoreError
+from thumbtune.store.migrate import migrate
 
 BUSY_SECONDS = 5
 """How long a writer waits for another process that holds SQLite's write lock."""
@@ -44,8 +45,6 @@ class Store:
         snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reading = self.engine.execution_options(**snapshot)
         self._writing = self.engine.execution_options(begins_with="BEGIN IMMEDIATE")
-        from thumbtune.store.migrate import migrate
-
         try:
             with explain_errors(self.address):
                 migrate(self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from thumbtune.store.database import Store, now_us
 from thumbtune.store.keys import write_audit
@@ -95,13 +95,6 @@ def apply_retention(
             counts[name] = _erase_texts(connection, old, forget_user=False)
         write_audit(connection, actor, "retention", dict(counts))
     return counts
-
-
-def count_texts(store: Store) -> int:
-    """Completions whose text is still here."""
-    with store.read() as connection:
-        query = select(func.count()).select_from(completions).where(completions.c.erased_us.is_(None))
-        return connection.scalar(query) or 0
 
 
 def _erase_texts(connection: Connection, condition: Any, *, forget_user: bool) -> int:

@@ -2,8 +2,8 @@
 
 The same request twice is one vote: an idempotency key, or a source's own id, that the store has seen answers
 `repeated`, and a press that says what the current vote says answers `unchanged`; it is kept if it has a key, or its
-late repetition would count as new. The batch is settled in the order
-of its presses, so that a press and its change may stand in one batch.
+late repetition would count as new. The batch is settled in the order of its presses, so that a press and its change
+may stand in one batch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ ACCEPTED: frozenset[Status] = frozenset(("recorded", "changed", "retracted", "re
 
 _CONTENT = ("completion_id", "kind", "label", "score", "strength", "reason", "comment", "correction")
 """What a press says; equal in two of them, they are the same press."""
-
-_COLUMNS = tuple(field.name for field in fields(Vote))
 
 
 @dataclass(frozen=True, slots=True)
