@@ -107,16 +107,15 @@ def test_log_lines_are_json_with_what_they_are_about(
     written = io.StringIO()
     monkeypatch.setattr("sys.stderr", written)
     start_logging("info")
-    logging.getLogger("thumbtune.access").info(
-        "request", extra={"route": "/v1/feedback", "status": 200, "ms": 1.5}
-    )
-    logging.getLogger("thumbtune").debug("too much")
-    (line,) = [line for line in written.getvalue().splitlines() if '"thumbtune' in line]
+    ours = logging.getLogger("thumbtune.test")  # a gateway of the test before may still say its last line
+    ours.info("request", extra={"route": "/v1/feedback", "status": 200, "ms": 1.5})
+    ours.debug("too much")
+    (line,) = [line for line in written.getvalue().splitlines() if "thumbtune.test" in line]
     entry = json.loads(line)
     assert entry.pop("at")
     assert entry == {
         "level": "INFO",
-        "name": "thumbtune.access",
+        "name": "thumbtune.test",
         "message": "request",
         "route": "/v1/feedback",
         "status": 200,
