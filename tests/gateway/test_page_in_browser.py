@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
@@ -58,7 +59,16 @@ class Visit:
         self.page.locator(f"#chat .message-buttons-left button[aria-label='{name}']").last.click()
 
     def open_tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
+        """Open a tab as a person does: once more where Gradio was still drawing the page and did not hear it."""
+        from playwright.sync_api import TimeoutError as NotHeard
+
+        chosen = self.page.get_by_role("tab", name=name, selected=True)
+        for _ in range(5):
+            self.page.get_by_role("tab", name=name).click()
+            with suppress(NotHeard):
+                chosen.wait_for(timeout=3_000)
+                return
+        raise AssertionError(f"the tab {name} does not open")
 
     def wait_for(self, selector: str, text: str) -> None:
         self.page.locator(selector, has_text=text).first.wait_for()
