@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -183,4 +184,65 @@ erasures = Table(
     Column("snapshots", JSON, nullable=False, doc="Digests of the snapshots that held text of this user."),
     Column("versions", JSON, nullable=False, doc="Model versions that learned from them."),
     sqlite_autoincrement=True,
+)
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column(
+        "id", String(32), primary_key=True, doc="Also what users are hashed with: a new canary, other users."
+    ),
+    Column("candidate", String(160), ForeignKey("model_versions.version"), nullable=False),
+    Column("champion", String(160), ForeignKey("model_versions.version"), nullable=False),
+    Column(
+        "state", String(16), nullable=False, doc="running, promoted, rolled_back, inconclusive, withdrawn."
+    ),
+    Column("stages", JSON, nullable=False, doc="[[share of users, since_us], ...], oldest first."),
+    Column("rules", JSON, nullable=False, doc="What it is judged by, as of its start."),
+    Column(
+        "history", JSON, nullable=False, doc="[up-votes, votes] of the champion before it: its usual up-rate."
+    ),
+    Column(
+        "record", Nullable, doc="The decision, its reasons, and the numbers that it can be replayed from."
+    ),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+    Index(
+        "uq_canaries_running",
+        "state",
+        unique=True,
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
+)
+
+cycles = Table(
+    "cycles",
+    metadata,
+    Column("id", GrowingId, primary_key=True, autoincrement=True),
+    Column("state", String(16), nullable=False, doc="running, done or failed."),
+    Column("outcome", Text, doc="How it ended, in words."),
+    Column("settings", JSON, nullable=False),
+    Column("folder", Text, nullable=False, doc="What it wrote: snapshot, run, measurements."),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+    sqlite_autoincrement=True,
+)
+
+cycle_steps = Table(
+    "cycle_steps",
+    metadata,
+    Column("cycle_id", GrowingId, ForeignKey("cycles.id"), primary_key=True, autoincrement=False),
+    Column("step", String(32), primary_key=True),
+    Column("result", JSON, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger, nullable=False),
+)
+
+locks = Table(
+    "locks",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(200), nullable=False, doc="host:pid:start of the process."),
+    Column("renewed_us", BigInteger, nullable=False),
 )

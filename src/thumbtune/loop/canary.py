@@ -1,0 +1,287 @@
+"""A candidate on a share of users, and what their votes say: pure, numbers in, a verdict with its reasons out.
+
+Two tests are looked at after every vote. Harm rolls back; better, or not worse by a margin, promotes. Each is wrong
+with a chance of at most alpha over the canary's whole life, however often it is looked at (`evidence`). Not enough
+votes by the end is a verdict too: the champion stays.
+
+What the chance holds for: people vote on their own, alike in both arms before they see a difference. So one person's
+further votes do not count as further people (`votes_of_one_user`), and a vote counts as it was first pressed.
+A champion's votes are matched with the canary's in the order in which they came: a level that drifts slowly, as on a
+Sunday, moves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thumbtune.errors import ConfigError
+from thumbtune.loop.evidence import log_evidence, log_harm, log_split_evidence
+
+Action = Literal["wait", "widen", "promote", "roll back", "stop"]
+"""stop: it ends without an answer, and the champion stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRules:
+    """What a canary is judged by."""
+
+    alpha: float = 0.05
+    """Chance, over the canary's whole life, to promote one that is not better; the same to roll back one that is not
+    worse."""
+    stages: tuple[float, ...] = (0.01, 0.05, 0.25, 0.5)
+    """Shares of users that it answers, one after the other."""
+    votes_per_stage: int = 20
+    """Votes on the canary's answers before the next stage."""
+    promote_on: Literal["better", "not_worse"] = "better"
+    """not_worse: it is enough to be shown less than `margin` below the champion."""
+    margin: float = 0.05
+    """Points of up-rate."""
+    max_days: float = 28.0
+    """After these, without an answer, the champion stays."""
+    votes_of_one_user: int = 1
+    """So many votes of each person count: the first ones on answers of this canary's time."""
+    split_alpha: float = 0.001
+    """Chance that a sound split of users is called broken."""
+
+    def __post_init__(self) -> None:
+        shares = self.stages
+        if not shares or any(not 0 < share <= 0.5 for share in shares) or list(shares) != sorted(set(shares)):
+            raise ConfigError(f"canary stages are {list(shares)}: give growing shares, above 0 and at most 0.5")
+        for name in ("alpha", "split_alpha", "margin"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"canary {name} is {getattr(self, name)}, expected a number between 0 and 1")
+        for name in ("votes_per_stage", "votes_of_one_user", "max_days"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"canary {name} is {getattr(self, name)}, expected more than 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of a canary at one look. The streams are in the order in which they were pressed."""
+
+    stage: int
+    """Index into the rules' stages."""
+    votes: str
+    """A letter a vote: C and c on the canary's answers, 👍 and 👎; H and h on the champion's."""
+    vote_stages: str
+    """A digit a vote: the stage in which its answer was served."""
+    answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """For canary and champion: [answers, those that broke off by an error of ours], since the start."""
+    users: Sequence[int] = (0, 0)
+    """Users who were answered in this stage: those of the canary, and all."""
+    usual: Sequence[float] = (0, 0)
+    """The champion's up-votes and votes before the canary."""
+    days: float = 0.0
+    """Since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do with a canary, and why."""
+
+    action: Action
+    reasons: tuple[str, ...]
+    numbers: Mapping[str, Any]
+    """Counts, rates, and the evidence as natural logarithms; an action is taken at log(1/alpha)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """The evidence after each block, for a picture. Natural logarithms."""
+
+    better: NDArray[np.float64]
+    harm: NDArray[np.float64]
+    n_canary: NDArray[np.int64]
+    """Votes on the canary's answers up to the block."""
+
+
+ERROR_ANSWERS = 10
+"""Answers of the canary before errors alone end it."""
+ERROR_SHARE = 0.2
+"""Share of its answers that may break off above the champion's."""
+MOST_USUAL_VOTES = 200
+"""The champion's earlier votes count at most as so many: the level may have moved since."""
+
+
+def conclude(seen: Seen, rules: CanaryRules) -> Verdict:
+    """The verdict on all votes so far. The same numbers give the same verdict, so a record can be judged again."""
+    blocks = match_votes(seen, rules)
+    curves = _draw(blocks, seen, rules)
+    limit = float(np.log(1 / rules.alpha))
+    better, harm = (float(curve.max(initial=0.0)) for curve in (curves.better, curves.harm))
+    split = log_split_evidence(*(int(n) for n in seen.users), rules.stages[seen.stage])
+    n_canary, n_champion = (sum(seen.votes.lower().count(letter) for letter in arm) for arm in ("c", "h"))
+    up_canary, up_champion = seen.votes.count("C"), seen.votes.count("H")
+    numbers: dict[str, Any] = {
+        "stage": seen.stage,
+        "share": rules.stages[seen.stage],
+        "canary": [up_canary, n_canary],
+        "champion": [up_champion, n_champion],
+        "matched": len(blocks.canary_up),
+        "log_better": better,
+        "log_harm": harm,
+        "log_limit": limit,
+        "log_split": split,
+        "days": seen.days,
+    }
+    rates = f"👍 on {_share(up_canary, n_canary)} of the canary's answers, on {_share(up_champion, n_champion)} of the champion's"
+    # the first test to reach its limit decides, whatever the other did later
+    first_better, first_harm = _first(curves.better, limit), _first(curves.harm, limit)
+    broken = _too_many_errors(seen.answers)
+    if broken:
+        return Verdict("roll back", (broken,), numbers)
+    if split >= np.log(1 / rules.split_alpha):
+        told = f"{seen.users[0]} of {seen.users[1]} users were answered by the canary, expected {rules.stages[seen.stage]:.0%}"
+        return Verdict("roll back", (f"the split of users is broken: {told}",), numbers)
+    if first_harm < first_better:
+        return Verdict("roll back", (f"it is worse (E = {np.exp(harm):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers)
+    if first_better < np.inf:
+        claim = "it is better" if rules.promote_on == "better" else f"it is not worse by {rules.margin:.0%}"
+        return Verdict("promote", (f"{claim} (E = {np.exp(better):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers)
+    if seen.days >= rules.max_days:
+        return Verdict("stop", (f"not enough votes to tell within {rules.max_days:g} days: {rates}",), numbers)
+    in_stage = sum(
+        letter in "Cc" and stage == str(seen.stage)
+        for letter, stage in zip(seen.votes, seen.vote_stages, strict=True)
+    )
+    if seen.stage + 1 < len(rules.stages) and in_stage >= rules.votes_per_stage:
+        return Verdict("widen", (f"{in_stage} votes at {rules.stages[seen.stage]:.0%} show no harm: {rates}",), numbers)
+    return Verdict("wait", (f"nothing is shown yet: {rates}",), numbers)
+
+
+def draw_curves(seen: Seen, rules: CanaryRules) -> Curves:
+    """Both tests' evidence over the votes."""
+    return _draw(match_votes(seen, rules), seen, rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """One canary vote each, beside the champion's votes that came for it. Arrays (blocks,)."""
+
+    champion_up: NDArray[np.int64]
+    champion_votes: NDArray[np.int64]
+    canary_up: NDArray[np.int64]
+
+
+def match_votes(seen: Seen, rules: CanaryRules) -> Blocks:
+    """Votes in blocks: the next vote on the canary's answers with the champion's next ones, so many as its stage has
+    users for each of the canary's. What has no partner yet waits."""
+    champion = [letter == "H" for letter in seen.votes if letter in "Hh"]
+    ups, votes, canary = [], [], []
+    used = 0
+    for letter, stage in zip(seen.votes, seen.vote_stages, strict=True):
+        if letter not in "Cc":
+            continue
+        n = champions_for_one(rules.stages[int(stage)])
+        if used + n > len(champion):
+            break
+        ups.append(sum(champion[used : used + n]))
+        votes.append(n)
+        canary.append(letter == "C")
+        used += n
+    return Blocks(np.array(ups, np.int64), np.array(votes, np.int64), np.array(canary, np.int64))
+
+
+def champions_for_one(share: float) -> int:
+    """Users of the champion for one of the canary: 1 at a half, 99 at a hundredth."""
+    return max(1, round((1 - share) / share))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What can be told by when, at the pace of votes so far."""
+
+    difference: float
+    """Points of up-rate, below 0 for a worse canary."""
+    votes: int
+    """Of the canary, in the middle case."""
+    days: float | None
+    """From now; None where no vote has come yet."""
+
+
+def forecast(seen: Seen, rules: CanaryRules, differences: Sequence[float] = (-0.2, -0.1, -0.05, 0.05, 0.1)) -> list[Forecast]:
+    """Votes on the canary's answers that the tests need at its last stage, if it were better or worse by so much.
+
+    By the rate of the best test that knows both up-rates, log(1/alpha) over the nats of a block; ours needs about as
+    many in the median (docs/concepts/canary.md has the measured table).
+    """
+    ups, votes = seen.votes.count("H") + seen.usual[0], seen.votes.lower().count("h") + seen.usual[1]
+    level = min(0.99, max(0.01, (ups + 1) / (votes + 2)))
+    n = champions_for_one(rules.stages[-1])
+    done = seen.votes.lower().count("c")
+    share = rules.stages[seen.stage]
+    a_day = done / seen.days * rules.stages[-1] / share if done and seen.days > 0 else None
+    found = []
+    for difference in differences:
+        other = level + difference
+        if not 0 < other < 1:
+            continue
+        needed = round(np.log(1 / rules.alpha) / nats_of_a_block(level, other, n))
+        left = max(0, needed - done)
+        found.append(Forecast(difference, needed, None if a_day is None else left / a_day))
+    return found
+
+
+def nats_of_a_block(champion: float, canary: float, n: int = 1) -> float:
+    """What a block says on average to a test that knows both rates."""
+    pooled = (n * champion + canary) / (n + 1)
+    return n * _divergence(champion, pooled) + _divergence(canary, pooled)
+
+
+def as_record(seen: Seen, rules: CanaryRules, verdict: Verdict) -> dict[str, Any]:
+    """A decision with all that it was made from."""
+    return {"seen": asdict(seen), "rules": asdict(rules), "verdict": asdict(verdict)}
+
+
+def replay(record: Mapping[str, Any]) -> Verdict:
+    """The verdict that a record's numbers give today."""
+    return conclude(Seen(**record["seen"]), read_rules(record["rules"]))
+
+
+def read_rules(content: Mapping[str, Any]) -> CanaryRules:
+    """Rules from JSON. Raises `ConfigError` for an unknown name."""
+    unknown = set(content) - set(CanaryRules.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"there is no canary rule '{min(unknown)}': {', '.join(CanaryRules.__dataclass_fields__)}")
+    return CanaryRules(**{**content, "stages": tuple(content.get("stages", CanaryRules().stages))})
+
+
+def _draw(blocks: Blocks, seen: Seen, rules: CanaryRules) -> Curves:
+    up, votes = seen.usual
+    weight = min(1.0, MOST_USUAL_VOTES / votes) if votes else 0.0
+    known = {"prior_up": 1.0 + weight * up, "prior_votes": 2.0 + weight * votes}
+    streams = (blocks.champion_up, blocks.champion_votes, blocks.canary_up)
+    margin = -rules.margin if rules.promote_on == "not_worse" else 0.0
+    return Curves(
+        better=log_evidence(*streams, margin=margin, **known),
+        harm=log_harm(*streams, **known),
+        n_canary=np.arange(1, len(blocks.canary_up) + 1),
+    )
+
+
+def _first(curve: NDArray[np.float64], limit: float) -> float:
+    reached = np.flatnonzero(curve >= limit)
+    return float(reached[0]) if len(reached) else np.inf
+
+
+def _too_many_errors(answers: Mapping[str, Sequence[int]]) -> str | None:
+    """A canary that breaks off gets no votes: its errors have to speak. A plain limit, far from chance."""
+    n, failed = answers.get("canary", (0, 0))
+    n_champion, failed_champion = answers.get("champion", (0, 0))
+    usual = failed_champion / n_champion if n_champion else 0.0
+    if n < ERROR_ANSWERS or failed / n <= usual + ERROR_SHARE:
+        return None
+    return f"{failed} of its {n} answers broke off, {failed_champion} of the champion's {n_champion}"
+
+
+def _divergence(p: float, q: float) -> float:
+    return float(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+
+
+def _share(up: int, n: int) -> str:
+    return f"{up / n:.0%} (n = {n})" if n else "none (n = 0)"
