@@ -51,10 +51,14 @@ class CanaryRules:
     def __post_init__(self) -> None:
         shares = self.stages
         if not shares or any(not 0 < share <= 0.5 for share in shares) or list(shares) != sorted(set(shares)):
-            raise ConfigError(f"canary stages are {list(shares)}: give growing shares, above 0 and at most 0.5")
+            raise ConfigError(
+                f"canary stages are {list(shares)}: give growing shares, above 0 and at most 0.5"
+            )
         for name in ("alpha", "split_alpha", "margin"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"canary {name} is {getattr(self, name)}, expected a number between 0 and 1")
+                raise ConfigError(
+                    f"canary {name} is {getattr(self, name)}, expected a number between 0 and 1"
+                )
         for name in ("votes_per_stage", "votes_of_one_user", "max_days"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"canary {name} is {getattr(self, name)}, expected more than 0")
@@ -139,18 +143,26 @@ def conclude(seen: Seen, rules: CanaryRules) -> Verdict:
         told = f"{seen.users[0]} of {seen.users[1]} users were answered by the canary, expected {rules.stages[seen.stage]:.0%}"
         return Verdict("roll back", (f"the split of users is broken: {told}",), numbers)
     if first_harm < first_better:
-        return Verdict("roll back", (f"it is worse (E = {np.exp(harm):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers)
+        return Verdict(
+            "roll back", (f"it is worse (E = {np.exp(harm):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers
+        )
     if first_better < np.inf:
         claim = "it is better" if rules.promote_on == "better" else f"it is not worse by {rules.margin:.0%}"
-        return Verdict("promote", (f"{claim} (E = {np.exp(better):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers)
+        return Verdict(
+            "promote", (f"{claim} (E = {np.exp(better):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers
+        )
     if seen.days >= rules.max_days:
-        return Verdict("stop", (f"not enough votes to tell within {rules.max_days:g} days: {rates}",), numbers)
+        return Verdict(
+            "stop", (f"not enough votes to tell within {rules.max_days:g} days: {rates}",), numbers
+        )
     in_stage = sum(
         letter in "Cc" and stage == str(seen.stage)
         for letter, stage in zip(seen.votes, seen.vote_stages, strict=True)
     )
     if seen.stage + 1 < len(rules.stages) and in_stage >= rules.votes_per_stage:
-        return Verdict("widen", (f"{in_stage} votes at {rules.stages[seen.stage]:.0%} show no harm: {rates}",), numbers)
+        return Verdict(
+            "widen", (f"{in_stage} votes at {rules.stages[seen.stage]:.0%} show no harm: {rates}",), numbers
+        )
     return Verdict("wait", (f"nothing is shown yet: {rates}",), numbers)
 
 
@@ -204,7 +216,9 @@ class Forecast:
     """From now; None where no vote has come yet."""
 
 
-def forecast(seen: Seen, rules: CanaryRules, differences: Sequence[float] = (-0.2, -0.1, -0.05, 0.05, 0.1)) -> list[Forecast]:
+def forecast(
+    seen: Seen, rules: CanaryRules, differences: Sequence[float] = (-0.2, -0.1, -0.05, 0.05, 0.1)
+) -> list[Forecast]:
     """Votes on the canary's answers that the tests need at its last stage, if it were better or worse by so much.
 
     By the rate of the best test that knows both up-rates, log(1/alpha) over the nats of a block; ours needs about as
@@ -247,7 +261,9 @@ def read_rules(content: Mapping[str, Any]) -> CanaryRules:
     """Rules from JSON. Raises `ConfigError` for an unknown name."""
     unknown = set(content) - set(CanaryRules.__dataclass_fields__)
     if unknown:
-        raise ConfigError(f"there is no canary rule '{min(unknown)}': {', '.join(CanaryRules.__dataclass_fields__)}")
+        raise ConfigError(
+            f"there is no canary rule '{min(unknown)}': {', '.join(CanaryRules.__dataclass_fields__)}"
+        )
     return CanaryRules(**{**content, "stages": tuple(content.get("stages", CanaryRules().stages))})
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, insert, select, update
 from thumbtune.errors import ConfigError
 from thumbtune.store.database import Store, now_us
 from thumbtune.store.keys import write_audit
-from thumbtune.store.schema import model_versions, pointers
+from thumbtune.store.schema import canaries, model_versions, pointers
 
 CHAMPION = "champion"
 
@@ -81,31 +81,72 @@ def find_pointer(store: Store, name: str = CHAMPION) -> Pointer | None:
         return _find(connection, name)
 
 
-def point(store: Store, version: str, *, name: str = CHAMPION, actor: str) -> Pointer:
-    """Let a name mean another version, in one transaction with its line in the audit trail. Raises `ConfigError`."""
+def find_version(store: Store, version: str) -> ModelVersion:
+    """One version. Raises `ConfigError` where there is none of this name."""
+    with store.read() as connection:
+        row = connection.execute(select(model_versions).where(model_versions.c.version == version)).first()
+    if row is None:
+        raise _unknown(version)
+    return ModelVersion(**row._mapping)
+
+
+def record_metrics(store: Store, version: str, metrics: Mapping[str, Any]) -> None:
+    """Add to what is known of a version; a name that is there is replaced."""
     with store.write() as connection:
-        known = connection.scalar(select(model_versions.c.version).where(model_versions.c.version == version))
+        known = connection.scalar(select(model_versions.c.metrics).where(model_versions.c.version == version))
         if known is None:
-            raise ConfigError(f"there is no model version '{version}': `thumbtune models list` shows them")
-        before = _find(connection, name)
-        if before is not None and before.version == version:
-            return before
-        after = Pointer(name, version, before.version if before else None, now_us())
-        values = {"version": version, "previous": after.previous, "changed_us": after.changed_us}
-        if before is None:
-            connection.execute(insert(pointers).values(name=name, **values))
-        else:
-            connection.execute(update(pointers).where(pointers.c.name == name).values(**values))
-        write_audit(connection, actor, "point", {"name": name, "to": version, "from": after.previous})
-        return after
+            raise _unknown(version)
+        connection.execute(
+            update(model_versions)
+            .where(model_versions.c.version == version)
+            .values(metrics={**known, **metrics})
+        )
+
+
+def point(store: Store, version: str, *, name: str = CHAMPION, actor: str) -> Pointer:
+    """Let a name mean another version, in one transaction with its line in the audit trail. Raises `ConfigError`.
+
+    A canary that runs was held against the champion before: it ends, withdrawn.
+    """
+    with store.write() as connection:
+        return point_within(connection, version, name=name, actor=actor)
 
 
 def point_back(store: Store, *, name: str = CHAMPION, actor: str) -> Pointer:
     """The way back: a name means what it meant before. Raises `ConfigError` where there was nothing before."""
-    pointer = find_pointer(store, name)
-    if pointer is None or pointer.previous is None:
-        raise ConfigError(f"there is no earlier {name} to go back to")
-    return point(store, pointer.previous, name=name, actor=actor)
+    with store.write() as connection:
+        pointer = _find(connection, name)
+        if pointer is None or pointer.previous is None:
+            raise ConfigError(f"there is no earlier {name} to go back to")
+        return point_within(connection, pointer.previous, name=name, actor=actor)
+
+
+def point_within(connection: Connection, version: str, *, name: str = CHAMPION, actor: str) -> Pointer:
+    """`point` as a part of a larger transaction."""
+    known = connection.scalar(select(model_versions.c.version).where(model_versions.c.version == version))
+    if known is None:
+        raise _unknown(version)
+    before = _find(connection, name)
+    if before is not None and before.version == version:
+        return before
+    after = Pointer(name, version, before.version if before else None, now_us())
+    values = {"version": version, "previous": after.previous, "changed_us": after.changed_us}
+    if before is None:
+        connection.execute(insert(pointers).values(name=name, **values))
+    else:
+        connection.execute(update(pointers).where(pointers.c.name == name).values(**values))
+    if name == CHAMPION:
+        connection.execute(
+            update(canaries)
+            .where(canaries.c.state == "running")
+            .values(state="withdrawn", ended_us=after.changed_us)
+        )
+    write_audit(connection, actor, "point", {"name": name, "to": version, "from": after.previous})
+    return after
+
+
+def _unknown(version: str) -> ConfigError:
+    return ConfigError(f"there is no model version '{version}': `thumbtune models list` shows them")
 
 
 def _find(connection: Connection, name: str) -> Pointer | None:
