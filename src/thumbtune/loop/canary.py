@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thumbtune.errors import ConfigError
-from thumbtune.loop.evidence import log_evidence, log_harm, log_split_evidence
+from thumbtune.loop.evidence import Level, log_evidence, log_harm, log_split_evidence
 
 Action = Literal["wait", "widen", "promote", "roll back", "stop"]
 """stop: it ends without an answer, and the champion stays."""
@@ -114,61 +114,69 @@ MOST_USUAL_VOTES = 200
 
 def conclude(seen: Seen, rules: CanaryRules) -> Verdict:
     """The verdict on all votes so far. The same numbers give the same verdict, so a record can be judged again."""
-    blocks = match_votes(seen, rules)
-    curves = _draw(blocks, seen, rules)
-    limit = float(np.log(1 / rules.alpha))
-    better, harm = (float(curve.max(initial=0.0)) for curve in (curves.better, curves.harm))
-    split = log_split_evidence(*(int(n) for n in seen.users), rules.stages[seen.stage])
-    n_canary, n_champion = (sum(seen.votes.lower().count(letter) for letter in arm) for arm in ("c", "h"))
-    up_canary, up_champion = seen.votes.count("C"), seen.votes.count("H")
-    numbers: dict[str, Any] = {
-        "stage": seen.stage,
-        "share": rules.stages[seen.stage],
-        "canary": [up_canary, n_canary],
-        "champion": [up_champion, n_champion],
-        "matched": len(blocks.canary_up),
-        "log_better": better,
-        "log_harm": harm,
-        "log_limit": limit,
-        "log_split": split,
-        "days": seen.days,
-    }
-    rates = f"👍 on {_share(up_canary, n_canary)} of the canary's answers, on {_share(up_champion, n_champion)} of the champion's"
+    curves = draw_curves(seen, rules)
+    split = log_split_evidence(seen.users[0], seen.users[1], rules.stages[seen.stage])
+    numbers = _count(seen, rules, curves, split)
+    rates = (
+        f"👍 on {_tell(numbers['canary'])} of its answers, on {_tell(numbers['champion'])} of the champion's"
+    )
+    limit = numbers["log_limit"]
     # the first test to reach its limit decides, whatever the other did later
     first_better, first_harm = _first(curves.better, limit), _first(curves.harm, limit)
-    broken = _too_many_errors(seen.answers)
-    if broken:
-        return Verdict("roll back", (broken,), numbers)
+    share = rules.stages[seen.stage]
+
+    def decide(action: Action, reason: str) -> Verdict:
+        return Verdict(action, (reason,), numbers)
+
+    if broken := _too_many_errors(seen.answers):
+        return decide("roll back", broken)
     if split >= np.log(1 / rules.split_alpha):
-        told = f"{seen.users[0]} of {seen.users[1]} users were answered by the canary, expected {rules.stages[seen.stage]:.0%}"
-        return Verdict("roll back", (f"the split of users is broken: {told}",), numbers)
+        told = f"it answered {seen.users[0]} of {seen.users[1]} users, {share:.0%} were expected"
+        return decide("roll back", f"the split of users is broken: {told}")
     if first_harm < first_better:
-        return Verdict(
-            "roll back", (f"it is worse (E = {np.exp(harm):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers
-        )
+        return decide("roll back", f"it is worse (E = {_show(numbers['log_harm'], limit)}): {rates}")
     if first_better < np.inf:
-        claim = "it is better" if rules.promote_on == "better" else f"it is not worse by {rules.margin:.0%}"
-        return Verdict(
-            "promote", (f"{claim} (E = {np.exp(better):.0f} of {1 / rules.alpha:.0f}): {rates}",), numbers
-        )
+        claim = "better" if rules.promote_on == "better" else f"not worse by {rules.margin:.0%}"
+        return decide("promote", f"it is {claim} (E = {_show(numbers['log_better'], limit)}): {rates}")
     if seen.days >= rules.max_days:
-        return Verdict(
-            "stop", (f"not enough votes to tell within {rules.max_days:g} days: {rates}",), numbers
-        )
-    in_stage = sum(
+        return decide("stop", f"not enough votes to tell within {rules.max_days:g} days: {rates}")
+    n_here = sum(
         letter in "Cc" and stage == str(seen.stage)
         for letter, stage in zip(seen.votes, seen.vote_stages, strict=True)
     )
-    if seen.stage + 1 < len(rules.stages) and in_stage >= rules.votes_per_stage:
-        return Verdict(
-            "widen", (f"{in_stage} votes at {rules.stages[seen.stage]:.0%} show no harm: {rates}",), numbers
-        )
-    return Verdict("wait", (f"nothing is shown yet: {rates}",), numbers)
+    if seen.stage + 1 < len(rules.stages) and n_here >= rules.votes_per_stage:
+        return decide("widen", f"{n_here} votes at {share:.0%} of users show no harm: {rates}")
+    return decide("wait", f"nothing is shown yet: {rates}")
+
+
+def _count(seen: Seen, rules: CanaryRules, curves: Curves, log_split: float) -> dict[str, Any]:
+    return {
+        "stage": seen.stage,
+        "share": rules.stages[seen.stage],
+        "canary": [seen.votes.count("C"), seen.votes.count("C") + seen.votes.count("c")],
+        "champion": [seen.votes.count("H"), seen.votes.count("H") + seen.votes.count("h")],
+        "matched": len(curves.n_canary),
+        "log_better": float(curves.better.max(initial=0.0)),
+        "log_harm": float(curves.harm.max(initial=0.0)),
+        "log_limit": float(np.log(1 / rules.alpha)),
+        "log_split": log_split,
+        "days": seen.days,
+    }
 
 
 def draw_curves(seen: Seen, rules: CanaryRules) -> Curves:
     """Both tests' evidence over the votes."""
-    return _draw(match_votes(seen, rules), seen, rules)
+    blocks = match_votes(seen, rules)
+    up, votes = seen.usual
+    weight = min(1.0, MOST_USUAL_VOTES / votes) if votes else 0.0
+    streams = (blocks.champion_up, blocks.champion_votes, blocks.canary_up)
+    level = Level(1.0 + weight * up, 2.0 + weight * votes)
+    margin = -rules.margin if rules.promote_on == "not_worse" else 0.0
+    return Curves(
+        better=log_evidence(*streams, margin=margin, before=level),
+        harm=log_harm(*streams, before=level),
+        n_canary=np.arange(1, len(blocks.canary_up) + 1),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,19 +275,6 @@ def read_rules(content: Mapping[str, Any]) -> CanaryRules:
     return CanaryRules(**{**content, "stages": tuple(content.get("stages", CanaryRules().stages))})
 
 
-def _draw(blocks: Blocks, seen: Seen, rules: CanaryRules) -> Curves:
-    up, votes = seen.usual
-    weight = min(1.0, MOST_USUAL_VOTES / votes) if votes else 0.0
-    known = {"prior_up": 1.0 + weight * up, "prior_votes": 2.0 + weight * votes}
-    streams = (blocks.champion_up, blocks.champion_votes, blocks.canary_up)
-    margin = -rules.margin if rules.promote_on == "not_worse" else 0.0
-    return Curves(
-        better=log_evidence(*streams, margin=margin, **known),
-        harm=log_harm(*streams, **known),
-        n_canary=np.arange(1, len(blocks.canary_up) + 1),
-    )
-
-
 def _first(curve: NDArray[np.float64], limit: float) -> float:
     reached = np.flatnonzero(curve >= limit)
     return float(reached[0]) if len(reached) else np.inf
@@ -299,5 +294,10 @@ def _divergence(p: float, q: float) -> float:
     return float(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
 
 
-def _share(up: int, n: int) -> str:
+def _tell(counts: Sequence[int]) -> str:
+    up, n = counts
     return f"{up / n:.0%} (n = {n})" if n else "none (n = 0)"
+
+
+def _show(log_value: float, limit: float) -> str:
+    return f"{np.exp(log_value):.0f}, {np.exp(limit):.0f} were asked for"

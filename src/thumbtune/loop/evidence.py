@@ -17,6 +17,7 @@ Harm is the same claim about the other thumb: a canary that is worse gets more �
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -35,21 +36,28 @@ WEIGHTS: Floats = np.array([0.1, 0.2, 0.4, 0.2, 0.1])
 """Of the alternatives in the mixture; their sum is 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What is known of the up-rate of both streams before the first block: so many up-votes of so many."""
+
+    up: float = 1.0
+    votes: float = 2.0
+
+
 def log_evidence(
     champion_up: NDArray[np.integer],  # (..., blocks) up-votes of the champion in a block
     champion_votes: NDArray[np.integer],  # (blocks,) all its votes in it
     canary_up: NDArray[np.integer],  # (..., blocks) 0 or 1
     *,
     margin: float = 0.0,
-    prior_up: float = 1.0,
-    prior_votes: float = 2.0,
+    before: Level = Level(),
 ) -> Floats:  # (..., blocks) nats, after each block
     """Log of the evidence that the canary's up-rate is above the champion's by more than `margin` (which may be < 0).
 
-    `prior_up` of `prior_votes` is what was known of the level before the first block. Reject "it is not" where this
+    Reject "it is not" where this
     reaches log(1/α): the chance to ever get there is at most α where it is not.
     """
-    level = _level_before(champion_up, champion_votes, canary_up, prior_up, prior_votes)
+    level = _level_before(champion_up, champion_votes, canary_up, before)
     total: Floats | None = None
     for k, weight in enumerate(WEIGHTS):
         factors = np.zeros(np.broadcast_shapes(champion_up.shape, canary_up.shape))
@@ -73,16 +81,14 @@ def log_harm(
     champion_votes: NDArray[np.integer],
     canary_up: NDArray[np.integer],
     *,
-    prior_up: float = 1.0,
-    prior_votes: float = 2.0,
+    before: Level = Level(),
 ) -> Floats:
     """Log of the evidence that the canary's up-rate is below the champion's, after each block: shapes as above."""
     return log_evidence(
         champion_votes - champion_up,
         champion_votes,
         1 - canary_up,
-        prior_up=prior_votes - prior_up,
-        prior_votes=prior_votes,
+        before=Level(before.votes - before.up, before.votes),
     )
 
 
@@ -147,12 +153,11 @@ def _level_before(
     champion_up: NDArray[np.integer],
     champion_votes: NDArray[np.integer],
     canary_up: NDArray[np.integer],
-    prior_up: float,
-    prior_votes: float,
+    before: Level,
 ) -> NDArray[np.intp]:
     """Index into LEVELS of the up-rate of both streams, as it was known before each block."""
     up = np.cumsum(champion_up + canary_up, axis=-1) - (champion_up + canary_up)
     votes = np.cumsum(champion_votes + 1) - (champion_votes + 1)
-    rate = (prior_up + up) / (prior_votes + votes)
+    rate = (before.up + up) / (before.votes + votes)
     middles = (LEVELS[1:] + LEVELS[:-1]) / 2
     return np.searchsorted(middles, rate)
