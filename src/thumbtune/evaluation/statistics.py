@@ -72,20 +72,23 @@ def estimate_ratio(
 def estimate_auc(scores: Sequence[float], labels: Sequence[bool], prompts: Sequence[int]) -> Estimate | None:
     """AUC of scores for labels, prompts resampled. None where one class is missing."""
     score, label = torch.tensor(scores, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
-    auc = area_under_roc(score, label)
-    if auc is None:
+    if area_under_roc(score, label) is None:
         return None
+
+    def measure(rows: np.ndarray) -> float:
+        return _nan_if_none(area_under_roc(score[rows], label[rows]))
+
+    return estimate_over_prompts(measure, prompts)
+
+
+def estimate_over_prompts(measure: Callable[[np.ndarray], float], prompts: Sequence[int]) -> Estimate:
+    """`measure` of all rows, given as their numbers, with the prompts that they belong to resampled."""
     members: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         members.setdefault(prompt, []).append(row)
-    groups = list(members.values())
-
-    def measure(drawn: np.ndarray) -> float:
-        rows = [row for group in drawn for row in groups[group]]
-        return _nan_if_none(area_under_roc(score[rows], label[rows]))
-
-    low, high = _resample(len(groups), measure)
-    return Estimate(auc, low, high, len(scores))
+    groups = [np.array(rows) for rows in members.values()]
+    low, high = _resample(len(groups), lambda drawn: measure(np.concatenate([groups[i] for i in drawn])))
+    return Estimate(measure(np.arange(len(prompts))), low, high, len(prompts))
 
 
 def paired_p_value(values: Sequence[float]) -> float:
