@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "training": {"errors", "records", "preference", "data", "engine"},
     "evaluation": {"errors", "records", "preference", "data", "engine", "training"},
     "store": {"errors", "records", "data"},
-    "gateway": {"errors", "records", "version", "data", "engine", "evaluation", "store"},
+    "loop": {"errors", "records", "preference", "data", "engine", "training", "evaluation", "store"},
+    "gateway": {"errors", "records", "version", "data", "engine", "evaluation", "store", "loop"},
     "cli": {"errors", "records", "version"}
-    | {"preference", "data", "engine", "training", "evaluation", "store", "gateway"},
+    | {"preference", "data", "engine", "training", "evaluation", "store", "loop", "gateway"},
 }
 """Each part of the package, and the other parts that it may import."""
 

@@ -24,7 +24,7 @@ from gateway.scripted import find_free_port, serve
 from gateway.stub_upstream import BURST_WORDS, CALLS, Stub
 from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.upstream import Upstream
-from thumbtune.gateway.versions import describe_adapter
+from thumbtune.loop.versions import describe_adapter
 
 
 @dataclass

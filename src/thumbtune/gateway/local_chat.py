@@ -23,7 +23,7 @@ from thumbtune.gateway.local_engine import (
     UnknownVersion,
 )
 from thumbtune.gateway.problems import Problem, busy
-from thumbtune.gateway.versions import describe_adapter, describe_base
+from thumbtune.loop.versions import describe_adapter, describe_base
 from thumbtune.store.models import ModelVersion
 
 HONOURED = {"messages", "stream", "stream_options", "tools", "n", "max_tokens", "max_completion_tokens"} | {

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from thumbtune.errors import ConfigError, ModelError
 from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.requests import OF_A_BODY, Admin, TheGateway, list_errors
-from thumbtune.gateway.versions import describe_adapter
+from thumbtune.loop.versions import describe_adapter
 from thumbtune.store.erasure import Erasure, erase_user
 from thumbtune.store.keys import Role, create_key, list_audit, list_keys, revoke_key
 from thumbtune.store.models import ModelVersion, Pointer, list_versions

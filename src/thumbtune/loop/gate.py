@@ -156,15 +156,18 @@ def as_record(evidence: Evidence, rules: GateRules, decision: Decision) -> dict[
 
 def replay(record: Mapping[str, Any]) -> Decision:
     """The decision that a record's numbers give today."""
-    held = record["evidence"]
-    return decide(
-        Evidence(**{**held, "champion": _read(held["champion"]), "candidate": _read(held["candidate"])}),
-        read_rules(record["rules"]),
-    )
+    return decide(read_evidence(record["evidence"]), read_rules(record["rules"]))
 
 
-def _read(content: Mapping[str, Any]) -> Measured:
-    return Measured(**{**content, "answers": [Answer(**answer) for answer in content["answers"]]})
+def read_evidence(content: Mapping[str, Any]) -> Evidence:
+    """Evidence from JSON."""
+    sides = {
+        name: Measured(
+            **{**content[name], "answers": [Answer(**answer) for answer in content[name]["answers"]]}
+        )
+        for name in ("champion", "candidate")
+    }
+    return Evidence(**{**content, **sides})
 
 
 # Each check: a Check, or None where it was not asked for.
@@ -282,7 +285,10 @@ def _check_kl(evidence: Evidence, rules: GateRules) -> Check | None:
         [answer.log_prob - answer.base_log_prob for answer in answers],
         [float(answer.length) for answer in answers],
     )
-    told = f"it is {kl.mean:.2f} nats a token from the original base ({kl.low:.2f} to {kl.high:.2f}); {rules.kl_nats:g} are allowed"
+    told = (
+        f"it is {kl.mean:.2f} nats a token from the original base ({kl.low:.2f} to {kl.high:.2f}), "
+        f"{rules.kl_nats:g} are allowed"
+    )
     # a model that is not a number compares as false: it has to be refused, too
     return Check("KL to the base", "pass" if kl.low <= rules.kl_nats else "refuse", told, kl.as_dict())
 

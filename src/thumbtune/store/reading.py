@@ -40,6 +40,13 @@ def list_votes(
         return [dict(row._mapping) for row in connection.execute(query)]
 
 
+def count_votes(store: Store, wanted: VoteFilter = VoteFilter()) -> int:
+    """How many current votes there are."""
+    current = select_current(wanted).subquery()
+    with store.read() as connection:
+        return connection.scalar(select(func.count()).select_from(current)) or 0
+
+
 def list_history(store: Store, completion_id: str) -> list[dict[str, Any]]:
     """Every press on a completion, oldest first."""
     with store.read() as connection:

@@ -1,0 +1,110 @@
+"""What a turn of the loop is told: one TOML file with a table for each part."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from thumbtune.errors import ConfigError
+from thumbtune.loop import canary, gate
+from thumbtune.loop.canary import CanaryRules
+from thumbtune.loop.curate import CurationRules
+from thumbtune.loop.gate import GateRules
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The loop, from votes to a canary. `[curation]`, `[gate]`, `[canary]` and `[training]` are tables of their own."""
+
+    model: str
+    """Base model: folder, hub name or packaged:…; the one that the gateway serves."""
+    folder: Path = Path("cycles")
+    """Where snapshots, runs and measurements are kept, one folder a turn."""
+    fewest_new_votes: int = 100
+    """New votes since the last snapshot before a turn is worth it."""
+    method: str = "kto"
+    """kto or bco: what is collected are thumbs."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the method's config, such as learning_rate and num_train_epochs."""
+    lora_r: int = 16
+    lora_targets: str = "all-linear"
+    old_rows_for_a_new_one: float | None = 1.0
+    """Replay: rows from before the last snapshot that are learned from again, for each new one, against forgetting.
+    None takes all of them."""
+    n_prompts: int = 64
+    """Held-out prompts that champion and candidate answer at the gate."""
+    most_held_out_votes: int = 512
+    """Held-out votes that they rank there, the newest ones."""
+    max_new_tokens: int = 64
+    system: str | None = None
+    """System message of the service, for the gate's probes."""
+    judge: str | None = None
+    """Who judges the answers at the gate: taste:…, check:file.py:function, or none; then held-out votes speak alone."""
+    must_pass: Path | None = None
+    """JSONL of prompts with what their answers have to hold."""
+    max_minutes: float | None = None
+    """Training that takes longer ends the turn, and the champion stays."""
+    max_memory_gib: float | None = None
+    """The same for the process's memory."""
+    notify: Sequence[str] = ()
+    """A command that is told of the turn's end: JSON on its standard input."""
+    curation: CurationRules = CurationRules()
+    gate: GateRules = GateRules()
+    canary: CanaryRules = CanaryRules()
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()
+        }
+
+
+def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
+    """Settings from a TOML file and from options (those that are not None). Raises `ConfigError`."""
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    content |= {name: value for name, value in given.items() if value is not None}
+    names = [one.name for one in fields(LoopSettings)]
+    unknown = set(content) - set(names)
+    if unknown:
+        raise ConfigError(f"there is no loop setting '{min(unknown)}': {', '.join(names)}")
+    if "model" not in content:
+        raise ConfigError(
+            "name the base model: --model packaged:smollm2-135m-instruct, or model = in --config"
+        )
+    readers: dict[str, Any] = {
+        "gate": gate.read_rules,
+        "canary": canary.read_rules,
+        "curation": _read_curation,
+    }
+    for name, read in readers.items():
+        if isinstance(content.get(name), Mapping):
+            content[name] = read(content[name])
+    for name in ("folder", "must_pass"):
+        if content.get(name) is not None:
+            content[name] = Path(content[name])
+    settings = LoopSettings(**content)
+    if settings.method not in ("kto", "bco"):
+        raise ConfigError(
+            f"method {settings.method}: the loop collects thumbs, so kto or bco learn from them"
+        )
+    return settings
+
+
+def _read_curation(content: Mapping[str, Any]) -> CurationRules:
+    names = [one.name for one in fields(CurationRules)]
+    unknown = set(content) - set(names)
+    if unknown:
+        raise ConfigError(f"there is no curation rule '{min(unknown)}': {', '.join(names)}")
+    return CurationRules(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    )

@@ -1,0 +1,144 @@
+"""From a snapshot and the champion to a candidate: one run, one adapter, within its budget.
+
+A candidate goes on from the champion's adapter, and its reference is the champion as it stands. So a generation moves
+a bounded step from the one before, and the gate's budget of nats to the original base bounds all of them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from transformers import TrainerCallback
+
+from thumbtune.data.formats import Rows, rows_from_dataset
+from thumbtune.engine.loading import load_model_and_tokenizer
+from thumbtune.errors import TrainingError
+from thumbtune.loop.settings import LoopSettings
+from thumbtune.loop.versions import describe_adapter
+from thumbtune.store.models import ModelVersion
+from thumbtune.training.adapters import lora_config
+from thumbtune.training.run import run_training
+from thumbtune.training.settings import build_config
+from thumbtune.training.trainers import TRAINERS
+
+DEFAULTS: Mapping[str, Any] = {
+    "learning_rate": 2e-4,
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 2,
+    "logging_steps": 1,
+    "save_steps": 25,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+    "desirable_weight": "auto",
+    "undesirable_weight": "auto",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What came of a run."""
+
+    version: ModelVersion | None
+    """None where a person stopped it."""
+    told: Mapping[str, Any]
+    """For the record."""
+
+
+def train_candidate(
+    settings: LoopSettings,
+    champion: ModelVersion,
+    *,
+    rows: Path,
+    seen_before_us: int | None,
+    folder: Path,
+    seed: int,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Candidate:
+    """Train on a snapshot's rows, from the champion. Raises `TrainingError` on NaN and over budget."""
+    from peft import PeftModel
+
+    chosen, counts = choose_rows(rows, settings.old_rows_for_a_new_one, seen_before_us)
+    model, tokenizer = load_model_and_tokenizer(settings.model)
+    goes_on = champion.kind == "adapter"
+    if goes_on:
+        model = PeftModel.from_pretrained(model, champion.location, is_trainable=True)
+    config = build_config(
+        settings.method, {**DEFAULTS, **settings.training, "seed": seed, "output_dir": str(folder)}
+    )
+    trainer = TRAINERS[settings.method](
+        model=model,
+        args=config,
+        train_dataset=chosen,
+        processing_class=tokenizer,
+        peft_config=None if goes_on else lora_config(r=settings.lora_r, targets=settings.lora_targets),
+    )
+    trainer.add_callback(_Budget(settings.max_minutes, settings.max_memory_gib))
+
+    def report(stage: str, done: int, total: int, latest: Mapping[str, float]) -> None:
+        if on_progress is not None:
+            on_progress(done, total, "reference pass" if stage == "reference" else "")
+
+    result = run_training(trainer, on_progress=report)
+    if not result.finished:
+        return Candidate(None, counts)
+    version = describe_adapter(folder, champion.version)
+    told = {
+        **counts,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "peak_memory_mb": round(result.peak_rss_mb),
+        "alarms": result.alarms,
+    }
+    return Candidate(replace(version, metrics={"training": told}), told)
+
+
+def choose_rows(
+    path: Path, old_for_a_new_one: float | None, seen_before_us: int | None
+) -> tuple[Rows, dict[str, int]]:
+    """The snapshot's new rows and so many of its old ones for each, drawn by the hash of their completion's id."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    table = list(Dataset.from_parquet(str(path), cache_dir=str(path.parent / ".cache"), keep_in_memory=True))
+    is_old = [seen_before_us is not None and row["created_us"] < seen_before_us for row in table]
+    n_new = is_old.count(False)
+    old = [number for number, before in enumerate(is_old) if before]
+    if old_for_a_new_one is not None and n_new:
+        wanted = round(old_for_a_new_one * n_new)
+        old = sorted(sorted(old, key=lambda number: _draw(table[number]["completion_id"]))[:wanted])
+    kept = set(old)
+    chosen = [row for number, row in enumerate(table) if not is_old[number] or number in kept]
+    counts = {"new_rows": n_new, "old_rows": len(old), "old_rows_left": is_old.count(True) - len(old)}
+    return rows_from_dataset(chosen, source=str(path)), counts
+
+
+def _draw(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+class _Budget(TrainerCallback):
+    """Ends a run that takes too long or too much. Raises `TrainingError`."""
+
+    def __init__(self, max_minutes: float | None, max_memory_gib: float | None) -> None:
+        self._started = time.monotonic()
+        self._max_minutes, self._max_memory_gib = max_minutes, max_memory_gib
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        minutes = (time.monotonic() - self._started) / 60
+        gib = psutil.Process().memory_info().rss / 2**30
+        step = f"at step {state.global_step} of {state.max_steps}"
+        if self._max_minutes is not None and minutes > self._max_minutes:
+            raise TrainingError(
+                f"training took over {self._max_minutes:g} minutes {step}: raise max_minutes, or fewer rows"
+            )
+        if self._max_memory_gib is not None and gib > self._max_memory_gib:
+            raise TrainingError(
+                f"training took {gib:.1f} GiB {step}: raise max_memory_gib, or lower the token budget"
+            )
