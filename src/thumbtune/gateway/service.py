@@ -17,9 +17,10 @@ from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
-from thumbtune.errors import ConfigError, StoreError, ThumbtuneError
+from thumbtune.errors import ConfigError, StoreError
 from thumbtune.gateway.engines import Engine
 from thumbtune.gateway.identity import REFRESH_SECONDS, Doorkeeper, Identity
+from thumbtune.gateway.in_service import InService
 from thumbtune.gateway.incoming import as_rows, as_vote, make_conversation_key
 from thumbtune.gateway.problems import Problem, busy, log_fault
 from thumbtune.gateway.rates import Rates
@@ -35,8 +36,6 @@ from thumbtune.store.models import (
     CHAMPION,
     ModelVersion,
     Pointer,
-    find_pointer,
-    list_versions,
     point,
     point_back,
     register_version,
@@ -65,8 +64,7 @@ class Gateway:
             vote_days=settings.vote_token_days,
             session_hours=settings.session_hours,
         )
-        self.champion: Pointer | None = None
-        self._not_followed: Pointer | None = None
+        self.in_service = InService(store, engine)
         self.committer: Committer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -78,20 +76,7 @@ class Gateway:
     async def start(self) -> None:
         """Get the engine ready and know the champion. Raises `ThumbtuneError` or `Problem`."""
         served = await self.engine.start()
-        for version in served:
-            await asyncio.to_thread(register_version, self.store, version)
-        self.champion = await asyncio.to_thread(find_pointer, self.store)
-        if self.champion is None:
-            first = served[0].version
-            self.champion = await asyncio.to_thread(point, self.store, first, actor="start of the gateway")
-        elif not await self._ensure_loaded(self.champion.version):
-            raise ConfigError(
-                f"the champion {self.champion.version} is not among what is served here "
-                f"({', '.join(self.engine.versions)}): serve it, by --adapter if it is one, or put one of these in "
-                "service: thumbtune models promote VERSION"
-            )
-        if self.champion.previous is not None:
-            await self._ensure_loaded(self.champion.previous)  # the way back is kept warm
+        await self.in_service.start(served)
         self.committer = Committer(self.store, on_commit=self.telemetry.observe_commit)
         self._watching = asyncio.create_task(self._watch())
         self.is_ready = True
@@ -109,40 +94,22 @@ class Gateway:
         self.store.close()
 
     async def _watch(self) -> None:
-        """What other processes change, keys and champion, is known here within two seconds."""
+        """What other processes change, keys, champion and canary, is known here within a second."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
                 await self.doorkeeper.keys.refresh()
-                pointer = await asyncio.to_thread(find_pointer, self.store)
-                if pointer is not None and pointer != self.champion:
-                    await self._follow(pointer)
+                await self.in_service.follow()
+                await self.in_service.look()
             except StoreError as error:
                 log.warning("the store does not answer", extra={"problem": str(error)})
             except Exception as error:  # the watch outlives whatever it met: a revoked key has to stop
                 log_fault(error)
 
-    async def _follow(self, pointer: Pointer) -> None:
-        """Another process pointed the champion elsewhere."""
-        if await self._ensure_loaded(pointer.version):
-            self.champion = pointer
-        elif pointer != self._not_followed:  # said once, not every second
-            self._not_followed = pointer
-            log.error("the new champion is not served here", extra={"version": pointer.version})
-
-    async def _ensure_loaded(self, version: str) -> bool:
-        """True where a version can be asked for; an adapter that the store knows is loaded."""
-        if version in self.engine.versions:
-            return True
-        known = {found.version: found for found in await asyncio.to_thread(list_versions, self.store)}
-        if version not in known or known[version].kind != "adapter":
-            return False
-        try:
-            await self.engine.load_adapter(known[version])
-        except (Problem, ThumbtuneError, OSError) as error:
-            log.error("an adapter could not be loaded", extra={"version": version, "problem": str(error)})
-            return False
-        return True
+    @property
+    def champion(self) -> Pointer | None:
+        """The version in service."""
+        return self.in_service.champion
 
     # Chats
 
@@ -153,16 +120,15 @@ class Gateway:
             raise busy("the gateway is starting or stopping")
         self.rates.check(identity, "tokens")
         self.rates.take(identity, "requests")
-        version, arm = self._route(request.model)
+        version, arm = self._route(request.model, identity)
         ids = [_name_completion() for _ in range(request.n)]
         sign = self.doorkeeper.vote_tokens.sign
         choices = [ServedChoice(name, sign(name, identity.user_key)) for name in ids]
         return Serving(request, identity, version, arm, choices, now_us())
 
-    def _route(self, model: str) -> tuple[str, str]:
+    def _route(self, model: str, identity: Identity) -> tuple[str, str]:
         if model == CHAMPION:
-            assert self.champion is not None
-            return self.champion.version, "champion"
+            return self.in_service.choose(identity.user_key)
         if model not in self.engine.versions:
             raise Problem(
                 404,
@@ -180,6 +146,10 @@ class Gateway:
                 self._take_whole(serving, answer)
         except asyncio.CancelledError:
             self._keep_later(serving, "cancelled")
+            raise
+        except Exception as error:
+            if self._tells_of_canary(serving, error):
+                self._keep_later(serving, "error")
             raise
         await self._keep(serving)
         first = serving.choices[0]
@@ -221,9 +191,10 @@ class Gateway:
                         yield {**chunk, **names}
             outcome = None
             await self._keep(serving)
-        except Exception:
+        except Exception as error:
             # a refusal before the first piece is no answer: it belongs to no denominator
-            outcome = "error" if outcome is not None and serving.has_begun else None
+            counts = serving.has_begun or self._tells_of_canary(serving, error)
+            outcome = "error" if outcome is not None and counts else None
             raise
         finally:
             if outcome is not None:
@@ -254,6 +225,11 @@ class Gateway:
             serving.find(choice).add(choice.get("delta") or {}, choice.get("finish_reason"))
             ends = ends or choice.get("finish_reason") is not None
         return ends
+
+    def _tells_of_canary(self, serving: Serving, error: Exception) -> bool:
+        """While a canary runs, answers that fail by our fault are counted in both arms: silence gets no votes."""
+        is_fault = not isinstance(error, Problem) or error.status in (500, 502)
+        return is_fault and self.in_service.canary is not None and serving.arm != "named"
 
     def _keep_later(self, serving: Serving, outcome: str) -> None:
         """The client left or the model broke off: keep what was said; it belongs to the denominator."""
@@ -385,8 +361,9 @@ class Gateway:
             raise Problem(
                 409, "this version is not loaded: load it first", code="version_not_loaded", param="version"
             )
-        self.champion = await asyncio.to_thread(point, self.store, version, actor=identity.actor)
-        return self.champion
+        pointer = await asyncio.to_thread(point, self.store, version, actor=identity.actor)
+        await self.in_service.follow()
+        return pointer
 
     async def point_back(self, identity: Identity) -> Pointer:
         """Put the previous version back in service."""
@@ -395,10 +372,11 @@ class Gateway:
         if before is not None and before not in self.engine.versions:
             raise Problem(409, "the previous version is not loaded: load it first", code="version_not_loaded")
         try:
-            self.champion = await asyncio.to_thread(point_back, self.store, actor=identity.actor)
+            pointer = await asyncio.to_thread(point_back, self.store, actor=identity.actor)
         except ConfigError as error:
             raise Problem(409, str(error), code="no_way_back") from error
-        return self.champion
+        await self.in_service.follow()
+        return pointer
 
     async def load_adapter(self, version: ModelVersion, identity: Identity) -> None:
         """Make an adapter answer beside the others, under its content-addressed name."""
@@ -424,8 +402,10 @@ class Gateway:
 
     def describe_state(self) -> dict[str, Any]:
         """How busy it is now, for the page and for `GET /v1/state`."""
+        canary = self.in_service.canary
         return {
             "champion": None if self.champion is None else self.champion.version,
+            "canary": None if canary is None else {"version": canary.candidate, "share": canary.share},
             "versions": self.engine.versions,
             "engine": self.engine.describe_load(),
             "writes_waiting": self.committer.n_waiting if self.committer else 0,

@@ -104,8 +104,7 @@ def _run_steps(turn: Turn) -> tuple[str, str]:
             started = now_us()
             with turn.on_step(name) as progress:
                 found = run(turn, progress)
-            ended = found if isinstance(found, Ended) else None
-            result = {**(ended.result if ended else found), **({"ends": ended.outcome} if ended else {})}
+            result = {**found.result, "ends": found.outcome} if isinstance(found, Ended) else found
             record_step(turn.store, turn.cycle, name, result, started)
             turn = Turn(
                 turn.store, find_cycle(turn.store, turn.cycle.id), turn.settings, turn.on_step, turn.judge

@@ -47,6 +47,12 @@ def count_votes(store: Store, wanted: VoteFilter = VoteFilter()) -> int:
         return connection.scalar(select(func.count()).select_from(current)) or 0
 
 
+def find_newest_vote(store: Store) -> int:
+    """The number of the last press, 0 where there is none: it grows where anybody pressed."""
+    with store.read() as connection:
+        return connection.scalar(select(func.max(votes.c.id))) or 0
+
+
 def list_history(store: Store, completion_id: str) -> list[dict[str, Any]]:
     """Every press on a completion, oldest first."""
     with store.read() as connection:
