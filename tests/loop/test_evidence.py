@@ -142,5 +142,7 @@ def test_a_split_of_users_is_judged_by_its_share() -> None:
     wrong = 0
     for _ in range(500):
         arrivals = np.cumsum(rng.random(400) < 0.25)
-        wrong += any(log_split_evidence(int(arrivals[n]), n + 1, 0.25) > math.log(20) for n in range(0, 400, 7))
+        wrong += any(
+            log_split_evidence(int(arrivals[n]), n + 1, 0.25) > math.log(20) for n in range(0, 400, 7)
+        )
     assert wrong / 500 <= 0.05 + 0.03

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from thumbtune.cli import data, store, synth
+from thumbtune.cli import data, loop, store, synth
 from thumbtune.cli.compare import COMPARE_EXAMPLES, DEMO_EXAMPLES, compare, demo
 from thumbtune.cli.report import report
 from thumbtune.cli.serve import EXAMPLES as SERVE_EXAMPLES
@@ -35,6 +35,9 @@ app.command("export")(store.export)
 app.add_typer(store.keys, name="keys")
 app.add_typer(store.models, name="models")
 app.add_typer(store.store, name="store")
+app.command("cycle", epilog=loop.CYCLE_EXAMPLES)(loop.cycle)
+app.add_typer(loop.canary, name="canary")
+app.command("forget")(loop.forget)
 app.command("demo", epilog=DEMO_EXAMPLES)(demo)
 
 

@@ -22,10 +22,11 @@ ACTOR = "command line"
 
 keys = typer.Typer(help="API keys: made once, shown once.", no_args_is_help=True)
 models = typer.Typer(help="Model versions, and the one in service.", no_args_is_help=True)
-store = typer.Typer(help="The store: back-up, erasure, retention.", no_args_is_help=True)
+store = typer.Typer(help="The store: back-up, retention.", no_args_is_help=True)
 
 
-def _open(url: str) -> Any:
+def open_store(url: str) -> Any:
+    """The store at an address; one that does not exist is refused."""
     from thumbtune.store.database import Store
 
     return Store(url, must_exist=True)
@@ -75,7 +76,7 @@ def export(
     if unknown:
         raise ConfigError(f"--kinds: there is no kind '{unknown[0]}': {', '.join(KINDS)}")
     done = export_votes(
-        _open(url),
+        open_store(url),
         out,
         file_format=file_format,
         wanted=VoteFilter(kinds=chosen, model_version=model_version),
@@ -130,11 +131,11 @@ def list_(
     """Every API key, without its secret."""
     from thumbtune.store.keys import list_keys
 
-    found = list_keys(_open(url))
+    found = list_keys(open_store(url))
     if as_json:
         print(json.dumps([asdict(key) for key in found]))
         return
-    _print_table(
+    print_table(
         ["id", "name", "role", "speaks for users", "made", "revoked"],
         [
             [
@@ -158,7 +159,7 @@ def revoke(
     """The key opens nothing from now on; a running gateway knows it within two seconds."""
     from thumbtune.store.keys import revoke_key
 
-    revoke_key(_open(url), key_id)
+    revoke_key(open_store(url), key_id)
     print(f"key {key_id} is revoked")
 
 
@@ -186,7 +187,7 @@ def list_models(
     from thumbtune.store.models import find_pointer, list_versions
     from thumbtune.store.reading import count_by_version
 
-    opened = _open(url)
+    opened = open_store(url)
     counts = {row["model_version"]: row for row in count_by_version(opened)}
     champion = find_pointer(opened)
     found = list_versions(opened)
@@ -207,7 +208,7 @@ def list_models(
                 *(str(n.get(c, 0)) for c in ("n_completions", "n_up", "n_down")),
             ]
         )
-    _print_table(["version", "kind", "parent", "", "completions", "👍", "👎"], table)
+    print_table(["version", "kind", "parent", "", "completions", "👍", "👎"], table)
 
 
 @models.command("promote")
@@ -218,17 +219,71 @@ def promote(
     """Put a version in service; a running gateway that has it loaded follows within two seconds."""
     from thumbtune.store.models import point
 
-    pointer = point(_open(url), version, actor=ACTOR)
+    pointer = point(open_store(url), version, actor=ACTOR)
     print(f"champion is {pointer.version}, before it {pointer.previous}")
 
 
-@models.command("back")
-def back(url: StoreUrl = DEFAULT_STORE) -> None:
+@models.command("rollback")
+def rollback(url: StoreUrl = DEFAULT_STORE) -> None:
     """Put the previous version back in service."""
     from thumbtune.store.models import point_back
 
-    pointer = point_back(_open(url), actor=ACTOR)
+    pointer = point_back(open_store(url), actor=ACTOR)
     print(f"champion is {pointer.version}, before it {pointer.previous}")
+
+
+@models.command("show")
+def show(
+    version: Annotated[str, typer.Argument(help="A version from `thumbtune models list`.")],
+    url: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """One version: its line of parents, the snapshot and votes behind it, its metrics, and the votes on it."""
+    from thumbtune.store.models import trace_lineage
+    from thumbtune.store.reading import count_by_version
+
+    opened = open_store(url)
+    lineage = trace_lineage(opened, version)
+    counts = {row["model_version"]: row for row in count_by_version(opened)}
+    if as_json:
+        print(json.dumps([asdict(one) | counts.get(one.version, {}) for one in lineage]))
+        return
+    newest = lineage[0]
+    print(f"{newest.version}: {newest.kind}, {newest.location}, made {_day(newest.created_us)}")
+    print(f"snapshot {newest.snapshot or 'none'}")
+    for name, value in newest.metrics.items():
+        print(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+    rows = [
+        [one.version, one.kind, (one.snapshot or "")[:12], *_thumbs(counts.get(one.version, {}))]
+        for one in lineage
+    ]
+    print_table(["version, then its parents", "kind", "snapshot", "👍", "👎"], rows)
+
+
+@models.command("export")
+def export_version(
+    version: Annotated[str, typer.Argument(help="A version from `thumbtune models list`.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Base model, where the adapter names none.", show_default=False),
+    ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Also a GGUF file, by llama.cpp's converter where it is installed.")
+    ] = False,
+    url: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Write a version as one merged model in safetensors, for whatever loads no adapters.
+
+    [bold]Examples[/bold]
+
+      thumbtune models export adapter-3-5f2c9a1b0d3e --out merged/
+    """
+    from thumbtune.loop.merging import export_merged
+    from thumbtune.store.models import find_version
+
+    for path in export_merged(find_version(open_store(url), version), out, base=model, gguf=gguf):
+        print(path)
 
 
 @store.command("backup")
@@ -239,33 +294,8 @@ def backup(
     """Copy the store as of this moment, while it is in use. The secrets file is to be kept apart from it."""
     from thumbtune.store.backup import back_up
 
-    back_up(_open(url), out)
+    back_up(open_store(url), out)
     print(f"{out}: {out.stat().st_size:,} bytes")
-
-
-@store.command("erase-user")
-def erase(
-    user_key: Annotated[str, typer.Argument(help="The user's key, as votes show it.")],
-    url: StoreUrl = DEFAULT_STORE,
-    as_json: AsJson = False,
-) -> None:
-    """Erase a user's texts and votes; tells which snapshots and model versions learned from them."""
-    from thumbtune.store.erasure import erase_user
-
-    done = erase_user(_open(url), user_key, actor=ACTOR)
-    if not done.n_completions and not done.n_votes and not as_json:
-        print(
-            f"nothing here is of a user with the key '{user_key}'. A key is not a name: votes show it, and "
-            "DELETE /v1/users/NAME?key_id=ID finds it for a name that an API key called its user by",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1)
-    if as_json:
-        print(json.dumps(asdict(done)))
-        return
-    print(f"erased: {done.n_completions} completions' texts, {done.n_votes} votes")
-    for name, found in (("snapshots and exports", done.snapshots), ("model versions", done.versions)):
-        print(f"{name} that hold them: {', '.join(found) or 'none'}")
 
 
 @store.command("retain")
@@ -285,11 +315,12 @@ def retain(
 
     if voted_days is None and unvoted_days is None:
         raise ConfigError("say how long: --voted-days, --unvoted-days or both")
-    counts = apply_retention(_open(url), voted_days=voted_days, unvoted_days=unvoted_days, actor=ACTOR)
+    counts = apply_retention(open_store(url), voted_days=voted_days, unvoted_days=unvoted_days, actor=ACTOR)
     print(f"erased texts: {counts['voted']} voted on, {counts['unvoted']} without a vote")
 
 
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """To the terminal, nothing cut."""
     from rich.console import Console
     from rich.table import Table
 
@@ -299,6 +330,10 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _thumbs(counts: dict[str, Any]) -> tuple[str, str]:
+    return str(counts.get("n_up", 0)), str(counts.get("n_down", 0))
 
 
 def _day(us: int | None) -> str:

@@ -64,15 +64,7 @@ class LoopSettings:
 
 def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     """Settings from a TOML file and from options (those that are not None). Raises `ConfigError`."""
-    content: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: {error}") from error
-    content |= {name: value for name, value in given.items() if value is not None}
+    content = _read_toml(path) | {name: value for name, value in given.items() if value is not None}
     names = [one.name for one in fields(LoopSettings)]
     unknown = set(content) - set(names)
     if unknown:
@@ -98,6 +90,22 @@ def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
             f"method {settings.method}: the loop collects thumbs, so kto or bco learn from them"
         )
     return settings
+
+
+def read_canary_rules(path: Path | None) -> CanaryRules:
+    """The `[canary]` table of a TOML file; the defaults without one. Raises `ConfigError`."""
+    return canary.read_rules(_read_toml(path).get("canary", {}))
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_curation(content: Mapping[str, Any]) -> CurationRules:

@@ -90,6 +90,17 @@ def find_version(store: Store, version: str) -> ModelVersion:
     return ModelVersion(**row._mapping)
 
 
+def trace_lineage(store: Store, version: str) -> list[ModelVersion]:
+    """A version and its line of parents, newest first. Raises `ConfigError` where there is none of this name."""
+    known = {one.version: one for one in list_versions(store)}
+    if version not in known:
+        raise _unknown(version)
+    line = [known[version]]
+    while (parent := line[-1].parent) in known and known[parent] not in line:
+        line.append(known[parent])
+    return line
+
+
 def record_metrics(store: Store, version: str, metrics: Mapping[str, Any]) -> None:
     """Add to what is known of a version; a name that is there is replaced."""
     with store.write() as connection:
