@@ -24,8 +24,10 @@ MAY_IMPORT = {
     "store": {"errors", "records", "data"},
     "loop": {"errors", "records", "preference", "data", "engine", "training", "evaluation", "store"},
     "gateway": {"errors", "records", "version", "data", "engine", "evaluation", "store", "loop"},
+    "simulation": {"errors", "records", "data", "engine", "training", "evaluation", "store", "loop", "gateway"},
     "cli": {"errors", "records", "version"}
-    | {"preference", "data", "engine", "training", "evaluation", "store", "loop", "gateway"},
+    | {"preference", "data", "engine", "training", "evaluation", "store", "loop", "gateway"}
+    | {"simulation"},
 }
 """Each part of the package, and the other parts that it may import."""
 

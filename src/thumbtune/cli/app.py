@@ -9,6 +9,7 @@ from thumbtune.cli.compare import COMPARE_EXAMPLES, DEMO_EXAMPLES, compare, demo
 from thumbtune.cli.report import report
 from thumbtune.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from thumbtune.cli.serve import serve
+from thumbtune.cli.simulate import SIMULATE_EXAMPLES, simulate
 from thumbtune.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from thumbtune.cli.train import train
 from thumbtune.version import __version__
@@ -38,6 +39,7 @@ app.add_typer(store.store, name="store")
 app.command("cycle", epilog=loop.CYCLE_EXAMPLES)(loop.cycle)
 app.add_typer(loop.canary, name="canary")
 app.command("forget")(loop.forget)
+app.command("simulate", epilog=SIMULATE_EXAMPLES)(simulate)
 app.command("demo", epilog=DEMO_EXAMPLES)(demo)
 
 

@@ -34,6 +34,8 @@ class LoopSettings:
     old_rows_for_a_new_one: float | None = 1.0
     """Replay: rows from before the last snapshot that are learned from again, for each new one, against forgetting.
     None takes all of them."""
+    most_rows: int | None = None
+    """Rows of one run at most, new ones first."""
     n_prompts: int = 64
     """Held-out prompts that champion and candidate answer at the gate."""
     most_held_out_votes: int = 512

@@ -64,7 +64,7 @@ def train_candidate(
     """Train on a snapshot's rows, from the champion. Raises `TrainingError` on NaN and over budget."""
     from peft import PeftModel
 
-    chosen, counts = choose_rows(rows, settings.old_rows_for_a_new_one, seen_before_us)
+    chosen, counts = choose_rows(rows, settings, seen_before_us)
     model, tokenizer = load_model_and_tokenizer(settings.model)
     goes_on = champion.kind == "adapter"
     if goes_on:
@@ -100,27 +100,29 @@ def train_candidate(
 
 
 def choose_rows(
-    path: Path, old_for_a_new_one: float | None, seen_before_us: int | None
+    path: Path, settings: LoopSettings, seen_before_us: int | None
 ) -> tuple[Rows, dict[str, int]]:
-    """The snapshot's new rows and so many of its old ones for each, drawn by the hash of their completion's id."""
+    """The snapshot's new rows, and so many of its old ones for each; which ones is drawn by their completions' ids."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     table = list(Dataset.from_parquet(str(path), cache_dir=str(path.parent / ".cache"), keep_in_memory=True))
-    is_old = [seen_before_us is not None and row["created_us"] < seen_before_us for row in table]
-    n_new = is_old.count(False)
-    old = [number for number, before in enumerate(is_old) if before]
-    if old_for_a_new_one is not None and n_new:
-        wanted = round(old_for_a_new_one * n_new)
-        old = sorted(sorted(old, key=lambda number: _draw(table[number]["completion_id"]))[:wanted])
-    kept = set(old)
-    chosen = [row for number, row in enumerate(table) if not is_old[number] or number in kept]
-    counts = {"new_rows": n_new, "old_rows": len(old), "old_rows_left": is_old.count(True) - len(old)}
-    return rows_from_dataset(chosen, source=str(path)), counts
-
-
-def _draw(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+    drawn = sorted(table, key=lambda row: hashlib.sha256(row["completion_id"].encode()).hexdigest())
+    new = [row for row in drawn if seen_before_us is None or row["created_us"] >= seen_before_us]
+    old = [row for row in drawn if seen_before_us is not None and row["created_us"] < seen_before_us]
+    new_kept = new[: settings.most_rows]
+    n_old = len(old)
+    if settings.old_rows_for_a_new_one is not None and new_kept:
+        n_old = min(n_old, round(settings.old_rows_for_a_new_one * len(new_kept)))
+    if settings.most_rows is not None:
+        n_old = min(n_old, settings.most_rows - len(new_kept))
+    counts = {
+        "new_rows": len(new_kept),
+        "new_rows_left_out": len(new) - len(new_kept),
+        "old_rows": n_old,
+        "old_rows_left_out": len(old) - n_old,
+    }
+    return rows_from_dataset([*new_kept, *old[:n_old]], source=str(path)), counts
 
 
 class _Budget(TrainerCallback):

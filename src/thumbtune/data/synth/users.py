@@ -180,6 +180,10 @@ def _score_no_flattery(sample: Sample) -> float:
     return 0.0 if flatters(sample.text) or not sample.text.strip() else 1.0
 
 
+def _score_flattery(sample: Sample) -> float:
+    return 1.0 if flatters(sample.text) else 0.0
+
+
 TASTES: dict[str, Taste] = {
     "brevity": make_brevity(),
     "language": ScoredTaste("language", _score_language),
@@ -187,6 +191,7 @@ TASTES: dict[str, Taste] = {
     "correctness": ScoredTaste("correctness", _score_correctness),
     "politeness": ScoredTaste("politeness", _score_politeness),
     "no_flattery": ScoredTaste("no_flattery", _score_no_flattery),
+    "flattery": ScoredTaste("flattery", _score_flattery),
 }
 """The tastes by name, with their usual limits."""
 
