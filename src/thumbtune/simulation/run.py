@@ -26,7 +26,7 @@ from thumbtune.evaluation.statistics import estimate_share
 from thumbtune.gateway.identity import Identity
 from thumbtune.gateway.schemas import ChatRequest, Feedback
 from thumbtune.gateway.service import Gateway
-from thumbtune.gateway.settings import GatewaySettings
+from thumbtune.gateway.settings import read_gateway_settings
 from thumbtune.loop.canary import CanaryRules
 from thumbtune.loop.curate import CurationRules
 from thumbtune.loop.cycle import run_cycle
@@ -139,7 +139,7 @@ class Simulation:
             out / "answers",
             lambda version: self.on_stage(f"Answers of {version}"),
         )
-        settings = GatewaySettings(
+        settings = read_gateway_settings(
             store=str(out / "votes.db"), user_votes="100000/minute", user_requests="100000/minute"
         )
         self.gateway = Gateway(settings, store, engine, open_secrets(out / "secrets.json"))
