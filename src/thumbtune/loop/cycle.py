@@ -173,7 +173,8 @@ def _count_votes(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
 
 
 def _freeze(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
-    from thumbtune.loop.snapshot import enter_snapshot, freeze, stage_votes
+    from thumbtune.loop.snapshot import enter_snapshot, freeze
+    from thumbtune.loop.staging import stage_votes
 
     folder = turn.folder / "snapshot"
     shutil.rmtree(folder, ignore_errors=True)  # of a killed try
