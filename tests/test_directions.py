@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "evaluation": {"errors", "records", "preference", "data", "engine", "training"},
     "store": {"errors", "records", "data"},
     "gateway": {"errors", "records", "version", "data", "engine", "evaluation", "store"},
+    "loop": {"errors", "records", "preference", "data", "engine", "training", "evaluation", "store"},
     "cli": {"errors", "records", "version"}
-    | {"preference", "data", "engine", "training", "evaluation", "store", "gateway"},
+    | {"preference", "data", "engine", "training", "evaluation", "store", "gateway", "loop"},
 }
 """Each part of the package, and the other parts that it may import."""
 
