@@ -42,7 +42,7 @@ def write_rows(make_rows: Callable[[], Iterator[Row]], path: Path) -> Path | Non
 
 
 def _write_table(rows: Iterator[Row], path: Path, schema: Any) -> tuple[Any, bool]:
-    """The schema of all rows, and whether the file was written by it; after a row that does not fit, none is written."""
+    """The schema of all rows, and whether the file holds them; after a row that does not fit, none is written."""
     import pyarrow
     import pyarrow.parquet
 

@@ -121,7 +121,13 @@ def _freeze_into(
     with connect(backend, work, memory_limit) as database:
         presses = database.read(staged.votes)
         with _timed(seconds, "curate"):
-            judged = database.write(curate(presses, rules, staged.newest_us), work / "judged.parquet")
+            outcomes = curate(
+                presses,
+                rules,
+                staged.newest_us,
+                lambda step, number: database.write(step, work / f"step-{number}.parquet"),
+            )
+            judged = database.write(outcomes, work / "judged.parquet")
         with _timed(seconds, "join texts"):
             for side, name in _FILES.items():
                 chosen = judged.filter(judged.outcome == side).select("vote_id")
@@ -136,10 +142,10 @@ def _freeze_into(
             for name in _FILES.values()
         )
     with _timed(seconds, "write outcomes"):
-        outcomes = _write_outcomes(work / "judged.parquet", part / "outcomes.parquet", redundant)
+        counts = _write_outcomes(work / "judged.parquet", part / "outcomes.parquet", redundant)
     shutil.rmtree(work)
     if not train.n_rows:
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in outcomes.items())
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
         raise DataError(f"no vote is left to train on ({reasons}): loosen the rules, or wait for votes")
     sides = {"train": train, "held_out": held_out}
     snapshot = Snapshot(
@@ -150,7 +156,7 @@ def _freeze_into(
         n_up=train.n_up,
         n_held_out=held_out.n_rows,
         n_held_out_up=held_out.n_up,
-        outcomes=outcomes,
+        outcomes=counts,
         rules=asdict(rules) | {"kinds": list(rules.kinds)},
         newest_us=staged.newest_us,
         staged_us=staged.staged_us,
