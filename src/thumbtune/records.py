@@ -60,6 +60,9 @@ def text_key(text: Text) -> str:
 VoteKind = Literal["explicit", "edit", "retry", "copy"]
 """explicit: a thumb was pressed. The others are implicit, kept apart, and off in training unless asked for."""
 
+BROKEN_OFF = ("cancelled", "error")
+"""How completions end that were neither finished nor cut by their limit: the voter saw a part of unknown length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -14,26 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection
 
-from thumbtune.data.formats import RowStream
-from thumbtune.data.sources import iterate_raw_rows
-from thumbtune.data.weights import recency_weight, voter_weight
+from thumbtune.data.weights import recency_weight, round_weight, voter_weight
 from thumbtune.errors import ConfigError, DataError
-from thumbtune.records import VoteKind
-from thumbtune.store.database import Store, now_us
+from thumbtune.records import BROKEN_OFF, VoteKind
+from thumbtune.store.database import Store
 from thumbtune.store.reading import EXPLICIT, VoteFilter, count_by_user, iterate_votes
-from thumbtune.store.schema import snapshot_completions, snapshots
+from thumbtune.store.snapshots import digest_rows, has_text, make_rows, write_snapshot
 
 Format = Literal["jsonl", "parquet", "dataset"]
 
 
 KINDS: tuple[str, ...] = get_args(VoteKind)
-
-MAX_LINE_BYTES = 32 * 2**20
-
-BROKEN_OFF = ("cancelled", "error")
-"""How completions end that were neither finished nor cut by their limit: the voter saw a part of unknown length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +84,11 @@ def export_votes(
             reasons = ", ".join(f"{n} {reason}" for reason, n in export.left_out.items()) or "there are none"
             raise DataError(f"{store.address}: no vote to export ({reasons})")
         _write_as(chosen, staging, path)
-        export.digest = _digest_rows(path)
+        export.digest = digest_rows(path)
     finally:
         staging.unlink(missing_ok=True)
     _enter(store, export, sorted(ids), wanted, weighing)
     return export
-
-
-def _digest_rows(path: Path) -> str:
-    """The digest that training writes into its manifest, so that a model version names its export."""
-    stream = RowStream(iterate_raw_rows(path, MAX_LINE_BYTES), str(path), stop_at_first=True)
-    for _ in stream:
-        pass
-    return stream.digest
 
 
 def _make_scale(
@@ -121,7 +106,7 @@ def _make_scale(
             weight *= recency_weight(newest - vote["created_us"], weighing.half_life_days)
         if weighing.most_votes_of_one is not None:
             weight *= voter_weight(counts[vote["user_key"]], weighing.most_votes_of_one)
-        return float(f"{weight:.6g}")  # the same text, and so the same digest, everywhere
+        return round_weight(weight)
 
     return weigh
 
@@ -132,44 +117,12 @@ def _make_rows(
     for vote in found:
         if vote["erased_us"] is not None:
             export.left_out["text erased"] += 1
-            continue
-        if not _has_text(vote["completion"]):
+        elif not has_text(vote["completion"]):
             export.left_out["empty completion"] += 1
-            continue
-        if vote["finish_reason"] in BROKEN_OFF:
+        elif vote["finish_reason"] in BROKEN_OFF:
             export.left_out["broken off before its end"] += 1
-            continue
-        weight = weigh(vote)
-        finished = vote["finish_reason"] != "length"
-        yield _as_row(vote, vote["completion"], vote["label"], weight=weight, finished=finished)
-        if vote["kind"] == "edit" and vote["correction"]:
-            corrected = {"role": "assistant", "content": vote["correction"]}
-            yield _as_row(vote, corrected, True, weight=weight, finished=True)
-
-
-def _as_row(
-    vote: Mapping[str, Any], completion: Mapping[str, Any], label: bool, *, weight: float, finished: bool
-) -> dict[str, Any]:
-    row = {
-        "prompt": vote["messages"],
-        "completion": [completion],
-        "label": label,
-        "finished": finished,
-        "weight": weight,
-        "tools": vote["tools"],  # in every row: a table takes its columns from the first
-        "completion_id": vote["completion_id"],
-        "model_version": vote["model_version"],
-        "kind": vote["kind"],
-        "reason": vote["reason"],
-        "user_key": vote["user_key"],
-        "conversation_key": vote["conversation_key"],
-        "created_us": vote["created_us"],
-    }
-    return row
-
-
-def _has_text(completion: Mapping[str, Any] | None) -> bool:
-    return completion is not None and bool(completion.get("content") or completion.get("tool_calls"))
+        else:
+            yield from make_rows(vote, weigh(vote))
 
 
 def _guess_format(path: Path) -> Format:
@@ -203,25 +156,4 @@ def _enter(store: Store, export: Export, ids: Sequence[str], wanted: VoteFilter,
         "n_up": export.n_up,
         "left_out": dict(export.left_out),
     }
-    with store.write() as connection:
-        known = connection.scalar(select(snapshots.c.digest).where(snapshots.c.digest == export.digest))
-        entered = set(
-            connection.scalars(
-                select(snapshot_completions.c.completion_id).where(
-                    snapshot_completions.c.digest == export.digest
-                )
-            )
-        )
-        if known is None:
-            connection.execute(
-                insert(snapshots).values(
-                    digest=export.digest,
-                    path=str(export.path.resolve()),
-                    n_rows=export.n_rows,
-                    manifest=manifest,
-                    created_us=now_us(),
-                )
-            )
-        new = [{"digest": export.digest, "completion_id": name} for name in ids if name not in entered]
-        if new:
-            connection.execute(insert(snapshot_completions), new)
+    write_snapshot(store, export.digest, export.path, export.n_rows, manifest, ids)
