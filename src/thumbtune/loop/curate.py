@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from thumbtune.data.weights import DAY_US, recency_weight, round_weight
 from thumbtune.errors import ConfigError
@@ -78,6 +78,9 @@ class CurationRules:
     """Training rows of one label whose texts are at least this similar (Jaccard, of word triples) count once."""
     held_out_share: float = 0.1
     """The share of people whose votes are kept for measuring, and never trained on."""
+    keep_apart: Literal["prompt", "completion"] = "prompt"
+    """What training must not share with the hold-out. A service that is asked the same few prompts again and again has
+    nothing left to train on by "prompt": there "completion" keeps the same answer to the same prompt apart."""
     half_life_days: float | None = None
     """A vote this much older than the newest press weighs half."""
     salt: str = "thumbtune"
@@ -88,6 +91,8 @@ class CurationRules:
         unknown = [kind for kind in self.kinds if kind not in known]
         if unknown or not self.kinds:
             raise ConfigError(f"kinds: {unknown[:1] or 'none'} is no kind of vote: {', '.join(known)}")
+        if self.keep_apart not in ("prompt", "completion"):
+            raise ConfigError(f"keep_apart is {self.keep_apart!r}: prompt or completion")
         if not 0 <= self.held_out_share < 1:
             raise ConfigError(f"held_out_share is {self.held_out_share}: expected 0 to below 1")
         for name in ("quorum", "near_duplicates"):
@@ -228,15 +233,18 @@ def _judge_split(votes: Table, rules: CurationRules) -> Table:
     held_out = _is_held_out(votes.asked_by, rules) | _is_held_out(votes.user_key, rules)
     sides = votes.mutate(held_out=held_out)
     measured = sides.filter(sides.held_out)
-    prompts = measured.select(held_prompt=measured.prompt_digest).distinct()
+    names = {"held_prompt": "prompt_digest"}
+    if rules.keep_apart == "completion":
+        names["held_answer"] = "completion_digest"
+    shown = measured.select(**{held: measured[own] for held, own in names.items()}).distinct()
     talks = measured.select(held_talk=measured.conversation_key).distinct()
-    beside = sides.left_join(prompts, sides.prompt_digest == prompts.held_prompt)
+    beside = sides.left_join(shown, [sides[own] == shown[held] for held, own in names.items()])
     beside = beside.left_join(talks, beside.conversation_key == talks.held_talk)
     outcome = _first(
         (~beside.held_out & beside.held_prompt.notnull(), "prompt is in the hold-out"),
         (~beside.held_out & beside.held_talk.notnull(), "conversation is in the hold-out"),
     )
-    return beside.mutate(outcome=outcome).drop("held_prompt", "held_talk")
+    return beside.mutate(outcome=outcome).drop(*names, "held_talk")
 
 
 def _is_held_out(key: StringValue, rules: CurationRules) -> BooleanValue:

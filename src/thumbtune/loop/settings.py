@@ -115,6 +115,7 @@ def _read_curation(content: Mapping[str, Any]) -> CurationRules:
     unknown = set(content) - set(names)
     if unknown:
         raise ConfigError(f"there is no curation rule '{min(unknown)}': {', '.join(names)}")
-    return CurationRules(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    )
+    rules: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    return CurationRules(**rules)
