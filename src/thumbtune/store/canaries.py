@@ -210,7 +210,7 @@ def count_canary_users(store: Store, canary: Canary) -> tuple[int, int]:
         .group_by(completions.c.arm)
     )
     with store.read() as connection:
-        found: dict[str, int] = dict(connection.execute(query).tuples().all())
+        found = {arm: int(n) for arm, n in connection.execute(query)}
     return found.get(CANARY, 0), sum(found.values())
 
 
