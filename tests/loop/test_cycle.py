@@ -197,8 +197,9 @@ def test_nobody_who_was_forgotten_is_in_a_later_batch(
 
 def _watch_tokens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that reaches a model's embedding from now on: reference pass, batches, and what the gate asks."""
-    from conftest import build_tiny_tokenizer
     from torch import nn
+
+    from conftest import build_tiny_tokenizer
 
     tokenizer, seen = build_tiny_tokenizer(), list[str]()
     forward = nn.Embedding.forward

