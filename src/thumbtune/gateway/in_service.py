@@ -34,7 +34,7 @@ log = logging.getLogger("thumbtune.gateway")
 LOOK_SECONDS = 1.0
 """Least time between two looks at a canary's votes."""
 
-LOOKS_WITHOUT_VOTES = 30
+LOOKS_WITHOUT_VOTES = 5
 """Looks that are spared while no vote comes: then errors and the calendar may still end a canary."""
 
 IDLE_SECONDS = 60.0

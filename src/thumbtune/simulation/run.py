@@ -61,13 +61,13 @@ class SimulationSettings:
     taste: str = "brevity:24"
     other_taste: str = "politeness"
     system: str | None = "Answer in one short sentence."
-    n_prompts: int = 160
+    n_prompts: int = 120
     """Prompts that people ask."""
-    n_held_out: int = 64
+    n_held_out: int = 48
     """Prompts that nobody asks: the champion of each cycle answers them."""
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 3
     max_new_tokens: int = 40
-    chats: int = 600
+    chats: int = 900
     """Before each cycle."""
     most_canary_chats: int = 4_000
     """After so many the canary ends without an answer."""
@@ -119,7 +119,7 @@ class Simulation:
             most_rows=settings.most_rows,
             max_new_tokens=settings.max_new_tokens,
             system=settings.system,
-            curation=CurationRules(keep_apart="completion", near_duplicates=None),
+            curation=CurationRules(keep_apart="completion", near_duplicates=None, held_out_share=0.2),
             gate=GateRules(shortest=0.1),
             canary=CanaryRules(stages=(0.25, 0.5), votes_per_stage=10),
         )
