@@ -40,7 +40,9 @@ class Crowd:
             raise ConfigError("a crowd's shares are between 0 and 1, attackers and minority together, too")
 
     def kind(self, person: int, cycle: int) -> Kind:
-        """What a person is in a cycle."""
+        """What a person is in a cycle; numbers below 0 are attackers who came by themselves."""
+        if person < 0:
+            return "attacker"
         place = self._draw("kind", person)
         if place < self.attackers:
             return "attacker"

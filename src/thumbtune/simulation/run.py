@@ -129,10 +129,11 @@ class Simulation:
         """All of it; gives what `thumbtune simulate --json` prints."""
         return asyncio.run(self._run())
 
-    async def _run(self) -> dict[str, Any]:
+    async def _open(self) -> None:
+        """The store, the model and the gateway, up and running."""
         out = self.settings.out
-        store = Store(str(out / "votes.db"))
-        engine = PooledEngine(
+        self.store = Store(str(out / "votes.db"))
+        self.engine = PooledEngine(
             self.settings.model,
             [*self.prompts, *self.held_out],
             self.sampling,
@@ -142,11 +143,13 @@ class Simulation:
         settings = read_gateway_settings(
             store=str(out / "votes.db"), user_votes="100000/minute", user_requests="100000/minute"
         )
-        self.gateway = Gateway(settings, store, engine, open_secrets(out / "secrets.json"))
-        self.engine, self.store = engine, store
+        self.gateway = Gateway(settings, self.store, self.engine, open_secrets(out / "secrets.json"))
         await self.gateway.start()
-        page = await self._serve_page()
+
+    async def _run(self) -> dict[str, Any]:
         started = time.monotonic()
+        await self._open()
+        page = await self._serve_page()
         try:
             cycles = [await self._measure_champion(0, None, None)]
             content: dict[str, Any] = {}
@@ -223,8 +226,9 @@ class Simulation:
     async def _chat_at_once(self, cycle: int) -> None:
         await asyncio.gather(*(self._one_chat(cycle) for _ in range(AT_ONCE)))
 
-    async def _one_chat(self, cycle: int) -> None:
-        person = self._random.randrange(self.crowd.n_people)
+    async def _one_chat(self, cycle: int, person: int | None = None) -> None:
+        if person is None:
+            person = self._random.randrange(self.crowd.n_people)
         prompt = self._random.choice(self.prompts)
         identity = Identity(self.gateway.doorkeeper.secrets.user_key("simulation", str(person)), "client")
         request = ChatRequest.model_validate({"messages": _as_messages(prompt)})
