@@ -28,7 +28,9 @@ NOBODY = CurationRules(held_out_share=0.0)
 SCHEMA = pyarrow.schema(PRESSES.items())
 
 
-def press(vote_id: int, completion: str = "a", user: str = "u1", label: bool | None = True, **changes: Any) -> Press:
+def press(
+    vote_id: int, completion: str = "a", user: str = "u1", label: bool | None = True, **changes: Any
+) -> Press:
     """A press of `user` on a completion whose prompt and text are its own, a minute after the one before it."""
     made = {
         "vote_id": vote_id,
@@ -62,7 +64,9 @@ def database() -> Any:
 
 def judge(database: Any, presses: Sequence[Press], rules: CurationRules = NOBODY) -> dict[int, str]:
     """The outcome of each press, by number."""
-    table = database.create_table("presses", pyarrow.Table.from_pylist(presses, schema=SCHEMA), overwrite=True)
+    table = database.create_table(
+        "presses", pyarrow.Table.from_pylist(presses, schema=SCHEMA), overwrite=True
+    )
     newest_us = max(row["created_us"] for row in presses)
     rows = database.to_pyarrow(curate(table, rules, newest_us)).to_pylist()
     assert len(rows) == len(presses)
@@ -271,7 +275,8 @@ def judge_slowly(presses: Sequence[Press], rules: CurationRules) -> dict[int, st
             elif for_it < against:
                 outcomes[row["vote_id"]] = "outvoted"
     held = {
-        row["vote_id"]: is_held_out(row["asked_by"], rules) or is_held_out(row["user_key"], rules) for row in left()
+        row["vote_id"]: is_held_out(row["asked_by"], rules) or is_held_out(row["user_key"], rules)
+        for row in left()
     }
     measured = [row for row in left() if held[row["vote_id"]]]
     for row in left():
@@ -297,7 +302,11 @@ def judge_slowly(presses: Sequence[Press], rules: CurationRules) -> dict[int, st
 def tables(draw: st.DrawFn) -> list[Press]:
     """Few people on few completions within few minutes, so that everything happens."""
     n = draw(st.integers(1, 40))
-    n_people, n_completions, n_texts = draw(st.integers(1, 6)), draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    n_people, n_completions, n_texts = (
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 12)),
+        draw(st.integers(1, 4)),
+    )
     rows = []
     for vote_id in draw(st.permutations(range(1, n + 1))):
         c = draw(st.integers(0, n_completions - 1))
@@ -333,6 +342,7 @@ ALL_RULES = st.builds(
     quorum=st.sampled_from([None, 0.4, 0.5, 2 / 3, 1.0]),
     held_out_share=st.sampled_from([0.0, 0.3]),
 )
+
 
 @settings(max_examples=60, deadline=None)
 @given(tables(), ALL_RULES)
@@ -373,7 +383,8 @@ def test_nobody_who_is_held_out_is_trained_on_whatever_others_press(
 def test_the_share_of_people_held_out_is_what_was_asked_for_and_another_salt_holds_out_others() -> None:
     people = [f"u{i}" for i in range(20_000)]
     first, second = (
-        {key for key in people if is_held_out(key, CurationRules(salt=salt))} for salt in ("thumbtune", "other")
+        {key for key in people if is_held_out(key, CurationRules(salt=salt))}
+        for salt in ("thumbtune", "other")
     )
     assert abs(len(first) / len(people) - 0.1) < 0.01
     assert abs(len(first & second) / len(people) - 0.01) < 0.005
@@ -391,7 +402,8 @@ def test_an_expression_whose_steps_are_kept_says_the_same(database: Any, tmp_pat
 
     newest_us = presses[-1]["created_us"]
     plain, kept = (
-        database.to_pyarrow(curate(table, NOBODY, newest_us, *how).order_by("vote_id")) for how in ((), (keep,))
+        database.to_pyarrow(curate(table, NOBODY, newest_us, *how).order_by("vote_id"))
+        for how in ((), (keep,))
     )
     assert plain.equals(kept)
     assert len(names) == len(set(names)) == 6

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from store.conftest import make_completion, make_vote, store, store_url  # noqa: F401 (fixtures)
+from store.conftest import make_completion, make_vote
 from thumbtune.data.formats import read_rows
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.loop.curate import HELD_OUT, TRAINING, CurationRules
@@ -30,7 +30,10 @@ from thumbtune.store.votes import Press, write_completions, write_votes
 
 DAY_US = 86_400_000_000
 RULES = CurationRules(held_out_share=0.3)
-TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}},
+}
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": '{"city": "Ankara"}'}}
 
 
@@ -53,7 +56,9 @@ def make_history(n_people: int = 12) -> tuple[list[Completion], list[Vote]]:
             pressed.append(make_vote(name, (person + turn) % 3 > 0, user_key=user, created_us=DAY_US + turn))
             if turn == 0:
                 pressed.append(
-                    make_vote(name, person % 3 > 0, user_key=f"u{(person + 1) % n_people}", created_us=2 * DAY_US)
+                    make_vote(
+                        name, person % 3 > 0, user_key=f"u{(person + 1) % n_people}", created_us=2 * DAY_US
+                    )
                 )
     return served, pressed
 
@@ -77,7 +82,7 @@ def sqlite_store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def test_training_reads_a_snapshot_with_the_digest_it_is_entered_under(store: Store, tmp_path: Path) -> None:  # noqa: F811
+def test_training_reads_a_snapshot_with_the_digest_it_is_entered_under(store: Store, tmp_path: Path) -> None:
     fill(store, *make_history())
     snapshot = freeze_store(store, tmp_path / "x")
     train, held_out = read_rows(snapshot.train), read_rows(snapshot.held_out)
@@ -129,7 +134,11 @@ def test_the_digest_hangs_on_what_was_voted_not_on_the_order_or_the_database(
 
 def test_a_later_snapshot_moves_nobody_across_the_split(sqlite_store: Store, tmp_path: Path) -> None:
     served, pressed = make_history(30)
-    fill(sqlite_store, served[:30], [vote for vote in pressed if int(vote.user_key[1:]) < 10 and vote.created_us < 2 * DAY_US])
+    fill(
+        sqlite_store,
+        served[:30],
+        [vote for vote in pressed if int(vote.user_key[1:]) < 10 and vote.created_us < 2 * DAY_US],
+    )
     first = freeze_store(sqlite_store, tmp_path / "first")
     fill(sqlite_store, served[30:], [vote for vote in pressed if int(vote.user_key[1:]) >= 10])
     later = freeze_store(sqlite_store, tmp_path / "later")
@@ -144,7 +153,7 @@ def test_a_later_snapshot_moves_nobody_across_the_split(sqlite_store: Store, tmp
 
 
 def test_an_erasure_names_snapshot_and_model_and_no_later_snapshot_holds_the_user(
-    store: Store,  # noqa: F811
+    store: Store,
     tmp_path: Path,
 ) -> None:
     fill(store, *make_history())
@@ -214,12 +223,16 @@ def test_an_edit_is_two_rows_and_every_vote_is_explained(sqlite_store: Store, tm
     }
     assert snapshot.n_rows == 4
     assert snapshot.held_out is None
-    assert [explain_vote(snapshot.folder, vote) for vote in (1, 2, 3, 4)] == [TRAINING] * 3 + ["empty completion"]
+    assert [explain_vote(snapshot.folder, vote) for vote in (1, 2, 3, 4)] == [TRAINING] * 3 + [
+        "empty completion"
+    ]
     with pytest.raises(DataError, match="no vote 5"):
         explain_vote(snapshot.folder, 5)
 
 
-def test_a_snapshot_is_refused_where_it_would_overwrite_or_hold_nothing(sqlite_store: Store, tmp_path: Path) -> None:
+def test_a_snapshot_is_refused_where_it_would_overwrite_or_hold_nothing(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="holds no vote"):
         stage_votes(sqlite_store, tmp_path / "empty")
     fill(sqlite_store, *make_history(3))
@@ -231,7 +244,7 @@ def test_a_snapshot_is_refused_where_it_would_overwrite_or_hold_nothing(sqlite_s
     for folder, says in ((tmp_path / "there", "exists"), (tmp_path / "no/x", "make it first")):
         with pytest.raises(ConfigError, match=says):
             freeze(staged, RULES, folder)
-    with pytest.raises(DataError, match="no vote is left to train on .*not asked for"):
+    with pytest.raises(DataError, match=r"no vote is left to train on .*not asked for"):
         freeze(staged, CurationRules(kinds=("copy",)), tmp_path / "none")
     with pytest.raises(DataError, match="no snapshot"):
         explain_vote(tmp_path, 1)
@@ -258,10 +271,9 @@ def test_near_duplicates_are_dropped_within_a_label_and_counted(sqlite_store: St
     fill(sqlite_store, served, [make_vote(name, name != "d", created_us=i) for i, name in enumerate(texts)])
     rules = CurationRules(held_out_share=0.0, near_duplicates=0.8)
     snapshot = freeze_store(sqlite_store, tmp_path / "x", rules)
-    # a and b share 78 of 82 word triples and more with their prompts' ends; c differs in 11 words; d is a 👎
+    # a and b have 80 and 81 word triples with their prompts, and 79 in common: 79 / 82; c has 11 other words; d is a 👎
     assert snapshot.outcomes == {"near duplicate": 1, TRAINING: 3}
-    lost = [explain_vote(snapshot.folder, vote) for vote in (1, 2)]
-    assert sorted(lost) == [TRAINING, "near duplicate"] or sorted(lost) == sorted(["near duplicate", TRAINING])
+    assert sorted(explain_vote(snapshot.folder, vote) for vote in (1, 2)) == [TRAINING, "near duplicate"]
     off = freeze_store(sqlite_store, tmp_path / "y", replace(rules, near_duplicates=None))
     assert off.n_rows == 4
     assert "near duplicates" not in off.seconds
@@ -284,7 +296,11 @@ def test_near_duplicates_are_those_that_exact_similarity_finds_away_from_the_thr
 
 def test_rows_with_ever_new_keys_fit_one_table_and_rows_that_fit_none_are_lines(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"prompt": [{"role": "user", "content": str(i)}], "completion": [{"role": "assistant", "content": "x"}], "label": True}
+        {
+            "prompt": [{"role": "user", "content": str(i)}],
+            "completion": [{"role": "assistant", "content": "x"}],
+            "label": True,
+        }
         for i in range(10_000)
     ]
     rows[9_000]["completion"] = [{"role": "assistant", "tool_calls": [CALL]}]
