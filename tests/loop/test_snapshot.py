@@ -279,6 +279,36 @@ def test_near_duplicates_are_dropped_within_a_label_and_counted(sqlite_store: St
     assert "near duplicates" not in off.seconds
 
 
+def test_training_holds_nothing_nearly_the_same_as_the_hold_out_whatever_its_label(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    long = " ".join(f"word{i}" for i in range(80))
+    served = [
+        make_completion(
+            name,
+            user_key=f"u{name}",
+            conversation_key=name,
+            messages=[{"role": "user", "content": f"{name} ask"}],
+            completion={
+                "role": "assistant",
+                "content": f"{long} {name}" if int(name) < 20 else f"{name} else",
+            },
+        )
+        for name in map(str, range(40))
+    ]
+    pressed = [make_vote(c.id, int(c.id) % 2 == 0, user_key=c.user_key, created_us=1) for c in served]
+    fill(sqlite_store, served, pressed)
+    snapshot = freeze_store(
+        sqlite_store, tmp_path / "x", CurationRules(held_out_share=0.3, near_duplicates=0.8)
+    )
+    held, trained = (
+        {row["completion_id"] for row in read_columns(path)} for path in (snapshot.held_out, snapshot.train)
+    )
+    assert any(int(name) < 20 for name in held)
+    assert not any(int(name) < 20 for name in trained)
+    assert snapshot.outcomes["near duplicate"] == 20 - sum(int(name) < 20 for name in held)
+
+
 def test_near_duplicates_are_those_that_exact_similarity_finds_away_from_the_threshold() -> None:
     chance = random.Random(0)
     rows: list[tuple[int, bool, str]] = []

@@ -158,7 +158,9 @@ def _freeze_into(
     redundant: set[int] = set()
     if rules.near_duplicates is not None:
         with _timed(seconds, "near duplicates"):
-            redundant = _find_redundant(work / _FILES[TRAINING], rules.near_duplicates)
+            redundant = _find_redundant(
+                work / _FILES[TRAINING], work / _FILES[HELD_OUT], rules.near_duplicates
+            )
     with _timed(seconds, "write rows"):
         train, held_out = (
             _write_side(work / name, part / name, rules, staged.newest_us, redundant)
@@ -251,11 +253,24 @@ def _join_texts(chosen: Table, presses: Table, texts: Table) -> Table:
     return beside.order_by("prompt_digest", "completion_digest", "correction_digest", "label")
 
 
-def _find_redundant(kept: Path, threshold: float) -> set[int]:
-    """Numbers of the presses whose text stands there nearly the same already; a correction is never one."""
-    rows = read_columns(kept, ["vote_id", "label", "kind", "messages", "completion"])
-    texts = ((row["vote_id"], row["label"], _join_words(row)) for row in rows if row["kind"] != "edit")
-    return set(find_near_duplicates(texts, threshold))
+def _find_redundant(training: Path, held_out: Path, threshold: float) -> set[int]:
+    """Numbers of the training presses whose text stands nearly the same before them, or in the hold-out.
+
+    A correction is never one.
+    """
+    columns = ["vote_id", "label", "kind", "messages", "completion"]
+    measured: set[int] = set()
+
+    def iterate() -> Iterator[tuple[int, bool, str]]:
+        for row in read_columns(held_out, columns):
+            measured.add(row["vote_id"])
+            for label in (False, True):
+                yield row["vote_id"], label, _join_words(row)
+        for row in read_columns(training, columns):
+            if row["kind"] != "edit":
+                yield row["vote_id"], row["label"], _join_words(row)
+
+    return set(find_near_duplicates(iterate(), threshold)) - measured
 
 
 def _join_words(row: Mapping[str, Any]) -> str:
