@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo methods test test-slow check bench clean
+.PHONY: help setup demo methods test test-slow test-spark check bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,11 @@ test: setup  ## The fast tests: no network, under ten minutes on two cores
 
 test-slow: setup  ## Tests that need the real model or minutes
 	$(BIN)/python -m pytest -m slow
+
+test-spark: setup  ## That Spark freezes the digest that DuckDB does; installs PySpark and a Java
+	scripts/install-java
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	$(BIN)/python -m pytest -k spark tests/loop
 
 check: setup  ## Format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -79,12 +79,12 @@ COPY (
     WHERE c % 200 <> 3
   ), worded AS (
     SELECT c,
-      -- one prompt and answer in thirty repeat others but for the last word of each
+      -- one prompt and answer in thirty repeat others but for the prompt's first word and the answer's last
       list_aggregate(list_transform(range(12), lambda x:
-        'w' || hash((CASE WHEN p % 30 = 0 AND x < 11 THEN p % 3000 ELSE p END) * 64 + x) % 9000),
+        'w' || hash((CASE WHEN p % 31 = 7 AND x > 0 THEN p % 3100 ELSE p END) * 64 + x) % 9000),
         'string_agg', ' ') AS asked,
       list_aggregate(list_transform(range(34), lambda x:
-        'w' || hash((CASE WHEN a % 30 = 0 AND x < 33 THEN a % 3000 ELSE a END) * 64 + x + 20) % 9000),
+        'w' || hash((CASE WHEN a % 31 = 7 AND x < 33 THEN a % 3100 ELSE a END) * 64 + x + 20) % 9000),
         'string_agg', ' ') AS said
     FROM told
   )

@@ -1,13 +1,14 @@
-"""A store with a crowd's votes in it, and a loop small enough to turn in seconds."""
+"""The stores that the store's tests use, a crowd's votes for them, and a loop small enough to turn in seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from store.conftest import store, store_url
 from thumbtune.loop.canary import CanaryRules
 from thumbtune.loop.curate import CurationRules
 from thumbtune.loop.gate import GateRules
@@ -18,15 +19,9 @@ from thumbtune.store.database import Store, now_us
 from thumbtune.store.models import point, register_version
 from thumbtune.store.votes import Press, write_completions, write_votes
 
+__all__ = ["store", "store_url"]
+
 OnStep = Callable[[str], Any]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """An open, empty SQLite store."""
-    opened = Store(str(tmp_path / "votes.db"))
-    yield opened
-    opened.close()
 
 
 def press(

@@ -34,6 +34,16 @@ def _import_once() -> None:
     _PROCESSES.set_forkserver_preload(["thumbtune.loop.cycle", "thumbtune.loop.training", "ibis", "peft"])
 
 
+@pytest.fixture
+def store_url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """On SQLite, but for the tests that ask for PostgreSQL."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return str(tmp_path / "votes.db")
+    make = request.getfixturevalue("make_postgres_database")
+    return str(make())
+
+
+@pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_turn_goes_from_votes_to_a_canary(
     store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep
 ) -> None:

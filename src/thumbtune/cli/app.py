@@ -10,6 +10,8 @@ from thumbtune.cli.report import report
 from thumbtune.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from thumbtune.cli.serve import serve
 from thumbtune.cli.simulate import SIMULATE_EXAMPLES, simulate
+from thumbtune.cli.snapshot import EXAMPLES as SNAPSHOT_EXAMPLES
+from thumbtune.cli.snapshot import EXPLAIN_EXAMPLES, explain, snapshot
 from thumbtune.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from thumbtune.cli.train import train
 from thumbtune.version import __version__
@@ -33,6 +35,8 @@ app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
 app.command("report")(report)
 app.command("serve", epilog=SERVE_EXAMPLES)(serve)
 app.command("export")(store.export)
+app.command("snapshot", epilog=SNAPSHOT_EXAMPLES)(snapshot)
+app.command("snapshot-explain", epilog=EXPLAIN_EXAMPLES)(explain)
 app.add_typer(store.keys, name="keys")
 app.add_typer(store.models, name="models")
 app.add_typer(store.store, name="store")

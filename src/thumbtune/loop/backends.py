@@ -29,7 +29,12 @@ class Database:
 
     def write(self, rows: Table, path: Path) -> Table:
         """Carry an expression out, into a file (DuckDB) or a folder of part files in order (Spark)."""
-        self.connection.to_parquet(rows, str(path))
+        try:
+            self.connection.to_parquet(rows, str(path))
+        except Exception as error:
+            if "Out of Memory" in str(error):
+                raise ConfigError(f"the memory limit is too small ({error}): give more") from error
+            raise
         return self.read(path)
 
 
@@ -45,11 +50,14 @@ def connect(backend: Backend, work: Path, memory_limit: str) -> Iterator[Databas
 
 def _open_duckdb(work: Path, memory_limit: str) -> Any:
     try:
+        import duckdb
         import ibis
-
-        return ibis.duckdb.connect(memory_limit=memory_limit, temp_directory=str(work / "spill"))
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ConfigError("snapshots need Ibis and DuckDB: pip install 'thumbtune[loop]'") from error
+    try:
+        return ibis.duckdb.connect(memory_limit=memory_limit, temp_directory=str(work / "spill"))
+    except duckdb.Error as error:
+        raise ConfigError(f"memory limit '{memory_limit}': {error}. Say 2GB, for example") from error
 
 
 def _open_spark(work: Path, memory_limit: str) -> Any:
@@ -65,6 +73,7 @@ def _open_spark(work: Path, memory_limit: str) -> Any:
         "spark.sql.warehouse.dir": str(work / "warehouse"),
         "spark.sql.session.timeZone": "UTC",
         "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
     }
     builder = SparkSession.builder.appName("thumbtune")
     if not os.environ.get("SPARK_REMOTE"):

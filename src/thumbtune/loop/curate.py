@@ -75,7 +75,9 @@ class CurationRules:
     quorum: float | None = 2 / 3
     """The share of the voters on one prompt and completion that must agree, or none of them counts."""
     near_duplicates: float | None = 0.9
-    """Training rows of one label whose texts are at least this similar (Jaccard, of word triples) count once."""
+    """Training rows of one label whose texts are at least this similar (Jaccard, of word triples) count once.
+
+    Those as similar to a held-out row are left out."""
     held_out_share: float = 0.1
     """The share of people whose votes are kept for measuring, and never trained on."""
     keep_apart: Literal["prompt", "completion"] = "prompt"

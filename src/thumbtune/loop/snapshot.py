@@ -1,7 +1,6 @@
 """A snapshot: the votes that are learned from, frozen in a folder, the same bytes' worth on every backend.
 
-    snapshot = freeze(stage_votes(store, staging), CurationRules(), Path("snapshots/7"))
-    enter_snapshot(store, snapshot)
+    snapshot = take_snapshot(store, CurationRules(), Path("snapshots/7"))
 
     snapshots/7/train.parquet      rows to train on, as an export's
                 held_out.parquet   rows to measure on, of people who are never trained on
@@ -38,7 +37,7 @@ from thumbtune.loop.backends import Backend, connect
 from thumbtune.loop.curate import HELD_OUT, NEAR_DUPLICATE, OUTCOMES, TRAINING, CurationRules, curate
 from thumbtune.loop.near_duplicates import find_near_duplicates
 from thumbtune.loop.row_files import read_columns, write_rows
-from thumbtune.loop.staging import Staged
+from thumbtune.loop.staging import Staged, stage_votes
 from thumbtune.store.database import Store
 from thumbtune.store.schema import completions, erasures, snapshot_completions
 from thumbtune.store.snapshots import digest_rows, make_rows, write_snapshot
@@ -86,6 +85,26 @@ class Snapshot:
         return self.folder / self.files["held_out"] if "held_out" in self.files else None
 
 
+def take_snapshot(
+    store: Store,
+    rules: CurationRules,
+    folder: Path,
+    *,
+    backend: Backend = "duckdb",
+    memory_limit: str = "2GB",
+) -> Snapshot:
+    """Stage, freeze and enter a store's votes as of now, in one call. Raises `ConfigError`, `DataError`."""
+    _check_is_new(folder)
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.staged")
+    try:
+        staged = stage_votes(store, staging)
+        snapshot = freeze(staged, rules, folder, backend=backend, memory_limit=memory_limit)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    enter_snapshot(store, snapshot)
+    return snapshot
+
+
 def freeze(
     staged: Staged,
     rules: CurationRules,
@@ -98,10 +117,7 @@ def freeze(
 
     `memory_limit` is DuckDB's (and the heap of Spark's driver); what needs more goes through the disk.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder} exists: name a new folder")
-    if not folder.parent.is_dir():
-        raise ConfigError(f"{folder}: the folder {folder.parent} does not exist: make it first")
+    _check_is_new(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     part.mkdir(mode=0o700)
     try:
@@ -110,6 +126,13 @@ def freeze(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return snapshot
+
+
+def _check_is_new(folder: Path) -> None:
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: name a new folder")
+    if not folder.parent.is_dir():
+        raise ConfigError(f"{folder}: the folder {folder.parent} does not exist: make it first")
 
 
 def _freeze_into(
@@ -135,7 +158,9 @@ def _freeze_into(
     redundant: set[int] = set()
     if rules.near_duplicates is not None:
         with _timed(seconds, "near duplicates"):
-            redundant = _find_redundant(work / _FILES[TRAINING], rules.near_duplicates)
+            redundant = _find_redundant(
+                work / _FILES[TRAINING], work / _FILES[HELD_OUT], rules.near_duplicates
+            )
     with _timed(seconds, "write rows"):
         train, held_out = (
             _write_side(work / name, part / name, rules, staged.newest_us, redundant)
@@ -228,11 +253,24 @@ def _join_texts(chosen: Table, presses: Table, texts: Table) -> Table:
     return beside.order_by("prompt_digest", "completion_digest", "correction_digest", "label")
 
 
-def _find_redundant(kept: Path, threshold: float) -> set[int]:
-    """Numbers of the presses whose text stands there nearly the same already; a correction is never one."""
-    rows = read_columns(kept, ["vote_id", "label", "kind", "messages", "completion"])
-    texts = ((row["vote_id"], row["label"], _join_words(row)) for row in rows if row["kind"] != "edit")
-    return set(find_near_duplicates(texts, threshold))
+def _find_redundant(training: Path, held_out: Path, threshold: float) -> set[int]:
+    """Numbers of the training presses whose text stands nearly the same before them, or in the hold-out.
+
+    A correction is never one.
+    """
+    columns = ["vote_id", "label", "kind", "messages", "completion"]
+    measured: set[int] = set()
+
+    def iterate() -> Iterator[tuple[int, bool, str]]:
+        for row in read_columns(held_out, columns):
+            measured.add(row["vote_id"])
+            for label in (False, True):
+                yield row["vote_id"], label, _join_words(row)
+        for row in read_columns(training, columns):
+            if row["kind"] != "edit":
+                yield row["vote_id"], row["label"], _join_words(row)
+
+    return set(find_near_duplicates(iterate(), threshold)) - measured
 
 
 def _join_words(row: Mapping[str, Any]) -> str:
