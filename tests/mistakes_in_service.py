@@ -94,7 +94,7 @@ SERVICE_MISTAKES = [
     ),
     Mistake(
         "a broken-off completion is learned from",
-        "store/export.py",
+        "records.py",
         'BROKEN_OFF = ("cancelled", "error")',
         "BROKEN_OFF = ()",
         (
@@ -104,7 +104,7 @@ SERVICE_MISTAKES = [
     ),
     Mistake(
         "the end of a cut completion is learned",
-        "store/export.py",
+        "store/snapshots.py",
         'finished = vote["finish_reason"] != "length"',
         "finished = True",
         (
