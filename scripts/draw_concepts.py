@@ -157,6 +157,40 @@ def draw_reference_point() -> Any:
     return _finish(figure, top=24)
 
 
+def draw_canary() -> Any:
+    """How many of equal canaries were called different by so many votes: by ours, and by a test made for one look."""
+    import math
+
+    import numpy as np
+    import plotly.graph_objects as go
+
+    from thumbtune.loop.evidence import log_evidence, log_harm
+
+    runs, votes, rate, alpha = 2_000, 2_000, 0.8, 0.05
+    rng = np.random.default_rng(0)
+    champion, canary = ((rng.random((runs, votes)) < rate).astype(int) for _ in range(2))
+    ones, n = np.ones(votes, int), np.arange(1, votes + 1)
+    ours = [test(champion, ones, canary) >= math.log(1 / alpha) for test in (log_evidence, log_harm)]
+    a, b = (np.cumsum(arm, axis=1) / n for arm in (champion, canary))
+    error = np.sqrt(np.maximum((a + b) / 2 * (1 - (a + b) / 2) * 2 / n, 1e-12))
+    peeked = (np.abs(a - b) / error > 1.96) & (n >= 10)
+    figure = go.Figure()
+    for reached, colour in ((peeked, VERMILION), (ours[0] | ours[1], BLUE)):
+        share = np.maximum.accumulate(reached, axis=1).mean(axis=0)
+        figure.add_scatter(
+            x=n[::20].tolist(), y=share[::20].tolist(), mode="lines", line={"color": colour, "width": 3}
+        )
+    figure.add_hline(y=2 * alpha, line={"color": GREY, "width": 1})
+    _write_label(
+        figure, 900, 0.55, "a test for one look,<br>looked at after every vote", None, VERMILION, "right"
+    )
+    _write_label(figure, 1250, 0.13, "two e-processes, at most 5 % each", None, BLUE, "right")
+    figure.update_xaxes(title="votes on each arm", range=[0, 2000])
+    figure.update_yaxes(range=[0, 0.65], tickformat=".0%")
+    _write_title(figure, "Canaries that are no different, called different", x=0.0)
+    return _finish(figure)
+
+
 def _measure_slope(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     at = at.clone().requires_grad_()
     loss(at).sum().backward()
@@ -238,6 +272,7 @@ def main() -> None:
         "value-function": draw_value_function(),
         "saturation": draw_saturation(),
         "reference-point": draw_reference_point(),
+        "canary": draw_canary(),
     }
     for name, figure in pictures.items():
         path = folder / f"{name}.{ending}"
