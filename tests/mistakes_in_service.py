@@ -159,7 +159,7 @@ SERVICE_MISTAKES = [
     ),
     Mistake(
         "a start without the champion takes another model",
-        "gateway/service.py",
+        "gateway/in_service.py",
         "elif not await self._ensure_loaded(self.champion.version):",
         "elif not await self._ensure_loaded(self.champion.version) and False:",
         ("gateway/test_champion.py::test_a_champion_that_is_not_served_is_never_replaced_unnoticed",),

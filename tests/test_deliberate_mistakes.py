@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))  # in the child process nobody else does it
 
 from mistakes import Mistake  # noqa: E402
-from mistakes_in_curation import CURATION_MISTAKES  # noqa: E402
+from mistakes_in_loop import LOOP_MISTAKES  # noqa: E402
 from mistakes_in_service import SERVICE_MISTAKES  # noqa: E402
 
 PACKAGE = REPOSITORY / "src" / "thumbtune"
@@ -818,7 +818,7 @@ MISTAKES = [
         (f"{PACKED}::test_a_carrier_lets_go_of_its_prompts_once_they_were_ridden",),
     ),
     *SERVICE_MISTAKES,
-    *CURATION_MISTAKES,
+    *LOOP_MISTAKES,
 ]
 
 

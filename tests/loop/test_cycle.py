@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from loop.conftest import OnStep, fill, make_settings, press, serve_base
 from thumbtune.errors import StoreError
@@ -78,12 +81,16 @@ def test_a_second_turn_waits_for_the_canary_and_then_learns_from_its_champion(
     assert done is not None
     assert "not enough new votes: 0 of 50" in str(done.outcome)
     fill(store, first=1000)
-    done = run_cycle(store, settings, on_step=say_nothing)
+    still = replace(settings, training={**settings.training, "learning_rate": 0.0})
+    done = run_cycle(store, still, on_step=say_nothing)
     assert done is not None
     assert done.state == "done", done.outcome
     assert done.steps["train"].result["old_rows"] > 0  # replay
     second = done.steps["train"].result["version"]
-    assert trace_lineage(store, second)[1].version == first
+    newer, older = trace_lineage(store, second)[:2]
+    assert older.version == first
+    weights, before = (load_file(Path(one.location) / "adapter_model.safetensors") for one in (newer, older))
+    assert all(torch.equal(weights[name], before[name]) for name in before)  # it went on from there
 
 
 def test_a_refused_candidate_meets_nobody(
