@@ -40,12 +40,14 @@ COMMANDS = (
     "gateway.py all",
     "gateway.py votes --postgres",
     "serving_local.py",
+    "curate.py",
 )
 QUICK_COMMANDS = (
     "parity.py --tiny --steps 2",
     "kto_step.py --tiny --rows 8 --epochs 1 --rounds 1 --batch 4 --workload short --precompute-batches 4",
     "precision.py --tiny --steps 2 --rows 8 --held-out 4 --shapes full",
     "scaling.py --tiny --quick --rows 8 --sweeps siblings",
+    "curate.py --votes 20000",
 )
 
 

@@ -86,6 +86,7 @@ def test_leaves_are_imported_by_nobody_but_those_who_may(leaf: str) -> None:
 def test_importing_the_package_and_the_command_line_stays_light() -> None:
     heavy = ("torch", "transformers", "datasets", "peft", "plotly", "pyarrow", "scipy")
     heavy += ("sqlalchemy", "fastapi", "pydantic", "gradio", "uvicorn")
+    heavy += ("ibis", "duckdb", "rensa")
     code = f"import sys, thumbtune, thumbtune.cli.app; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

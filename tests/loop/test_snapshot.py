@@ -20,7 +20,14 @@ from thumbtune.errors import ConfigError, DataError
 from thumbtune.loop.curate import HELD_OUT, TRAINING, CurationRules
 from thumbtune.loop.near_duplicates import find_near_duplicates
 from thumbtune.loop.row_files import read_columns, write_rows
-from thumbtune.loop.snapshot import Snapshot, enter_snapshot, explain_vote, freeze, read_snapshot
+from thumbtune.loop.snapshot import (
+    Snapshot,
+    enter_snapshot,
+    explain_vote,
+    freeze,
+    read_snapshot,
+    take_snapshot,
+)
 from thumbtune.loop.staging import digest_text, read_staged, stage_votes
 from thumbtune.records import Completion, Vote
 from thumbtune.store.database import Store
@@ -194,6 +201,27 @@ def test_an_erasure_between_reading_and_entering_is_noticed(
     erase_user(sqlite_store, who, actor="test")
     with pytest.raises(DataError, match="freeze anew"):
         enter_snapshot(sqlite_store, snapshot)
+
+
+def test_a_snapshot_of_someone_erased_meanwhile_does_not_stay(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(sqlite_store, *make_history())
+
+    def freeze_slowly(*given: Any, **how: Any) -> Snapshot:
+        frozen = freeze(*given, **how)
+        erase_user(sqlite_store, "u0", actor="test")
+        return frozen
+
+    monkeypatch.setattr("thumbtune.loop.snapshot.freeze", freeze_slowly)
+    with pytest.raises(DataError, match="freeze anew"):
+        take_snapshot(sqlite_store, RULES, tmp_path / "x")
+    monkeypatch.undo()
+    (tmp_path / ".x.staged").mkdir()
+    (tmp_path / ".x.part").mkdir()
+    (tmp_path / ".x.part/left").write_text("by a killed run")
+    assert take_snapshot(sqlite_store, RULES, tmp_path / "x").n_rows > 0
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"x"}
 
 
 def test_an_edit_is_two_rows_and_every_vote_is_explained(sqlite_store: Store, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def snapshot(
     ] = "30",
     quorum: Annotated[
         str,
-        typer.Option(metavar="SHARE|off", help="Share of the voters on one answer that must agree; 2/3."),
+        typer.Option(metavar="SHARE|off", help="Share of the voters on one answer that must agree."),
     ] = "2/3",
     near_duplicates: Annotated[
         str, typer.Option(metavar="SHARE|off", help="Texts that are this similar count once.")

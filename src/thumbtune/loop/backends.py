@@ -33,7 +33,8 @@ class Database:
             self.connection.to_parquet(rows, str(path))
         except Exception as error:
             if "Out of Memory" in str(error):
-                raise ConfigError(f"the memory limit is too small ({error}): give more") from error
+                said = str(error).splitlines()[0]
+                raise ConfigError(f"the memory limit is too small: give more ({said})") from error
             raise
         return self.read(path)
 

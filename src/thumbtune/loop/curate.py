@@ -123,8 +123,8 @@ def curate(
 
     `presses` has the columns of `staging.PRESSES`; `newest_us` is when the newest of them was pressed. `keep` may
     carry out what a step judged, given its number, and hand back the table: the expression means the same, but each
-    step is used twice, and a backend that does not see this computes the first one many times (DuckDB: four times
-    the seconds).
+    step is used twice, and a backend that does not see this computes the first one many times (DuckDB: more than
+    twice the seconds).
     """
     import ibis
 

@@ -72,7 +72,6 @@ class Snapshot:
     """By step."""
     backend: str
     packages: Mapping[str, str]
-
     files: Mapping[str, str]
     """Names of the files of rows: train, and held_out where there is one."""
 
@@ -93,15 +92,23 @@ def take_snapshot(
     backend: Backend = "duckdb",
     memory_limit: str = "2GB",
 ) -> Snapshot:
-    """Stage, freeze and enter a store's votes as of now, in one call. Raises `ConfigError`, `DataError`."""
+    """Stage, freeze and enter a store's votes as of now, in one call. Raises `ConfigError`, `DataError`.
+
+    One process a folder at a time; what a killed one left beside it is cleared away.
+    """
     _check_is_new(folder)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.staged")
+    staging = folder.with_name(f".{folder.name}.staged")
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
     try:
         staged = stage_votes(store, staging)
         snapshot = freeze(staged, rules, folder, backend=backend, memory_limit=memory_limit)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    enter_snapshot(store, snapshot)
+    try:
+        enter_snapshot(store, snapshot)
+    except DataError:
+        shutil.rmtree(folder)
+        raise
     return snapshot
 
 
@@ -118,7 +125,8 @@ def freeze(
     `memory_limit` is DuckDB's (and the heap of Spark's driver); what needs more goes through the disk.
     """
     _check_is_new(folder)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     try:
         snapshot = _freeze_into(part, folder, staged, rules, backend, memory_limit)
@@ -243,7 +251,7 @@ def enter_snapshot(store: Store, snapshot: Snapshot) -> None:
     if erased is not None or voters.intersection(forgotten):
         raise DataError(
             f"{snapshot.folder} holds a user's text or vote that was erased while it was being frozen: "
-            "delete the folder and freeze anew"
+            "delete the folder, and freeze anew"
         )
 
 
