@@ -175,18 +175,11 @@ LOOP_MISTAKES = [
         (f"{GATE}::test_votes_on_one_prompt_are_one_witness",),
     ),
     Mistake(
-        "a step that is recorded is done again",
-        "loop/cycle.py",
-        "if name not in turn.cycle.steps:",
-        "if True:",
-        (f"{CYCLE}::test_a_turn_that_is_killed_is_completed_by_the_next_call[after snapshot]",),
-    ),
-    Mistake(
         "a canary is staged again after a kill",
         "loop/cycle.py",
         "if known is not None:",
         "if False:",
-        (f"{CYCLE}::test_a_turn_that_is_killed_is_completed_by_the_next_call[before canary]",),
+        (f"{CYCLE}::test_what_broke_off_is_taken_up_without_doing_anything_twice",),
     ),
     Mistake(
         "each turn begins at the base",

@@ -93,6 +93,34 @@ def test_a_second_turn_waits_for_the_canary_and_then_learns_from_its_champion(
     assert all(torch.equal(weights[name], before[name]) for name in before)  # it went on from there
 
 
+def test_what_broke_off_is_taken_up_without_doing_anything_twice(
+    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    serve_base(store, tiny_model_path)
+    settings = make_settings(tiny_model_path, tmp_path)
+    trained, train = [], cycles.train_candidate
+
+    def count(*args: Any, **more: Any) -> Any:
+        trained.append(1)
+        return train(*args, **more)
+
+    def break_off(store: Any, cycle: Any, name: str, *rest: Any) -> None:
+        if name == "canary":
+            raise RuntimeError("the cable was pulled")
+        record(store, cycle, name, *rest)
+
+    record = cycles.record_step
+    monkeypatch.setattr(cycles, "train_candidate", count)
+    with monkeypatch.context() as patched:
+        patched.setattr(cycles, "record_step", break_off)
+        with pytest.raises(RuntimeError, match="cable"):
+            run_cycle(store, settings, on_step=say_nothing)
+    done = run_cycle(store, settings, on_step=say_nothing)
+    assert done is not None
+    assert (done.state, len(trained), len(list_canaries(store))) == ("done", 1, 1)
+
+
 def test_a_refused_candidate_meets_nobody(
     store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep
 ) -> None:

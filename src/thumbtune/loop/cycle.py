@@ -173,24 +173,21 @@ def _count_votes(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
 
 
 def _freeze(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
-    from thumbtune.loop.snapshot import enter_snapshot, freeze
-    from thumbtune.loop.staging import stage_votes
+    from thumbtune.loop.snapshot import take_snapshot
 
     folder = turn.folder / "snapshot"
     shutil.rmtree(folder, ignore_errors=True)  # of a killed try
-    staged = stage_votes(turn.store, turn.folder / "staged")
     try:
-        snapshot = freeze(staged, turn.settings.curation, folder)
+        snapshot = take_snapshot(turn.store, turn.settings.curation, folder)
     except DataError as error:  # nothing is left to learn from
         return Ended(str(error), {})
-    finally:
-        shutil.rmtree(turn.folder / "staged", ignore_errors=True)
-    enter_snapshot(turn.store, snapshot)
     return {
         "digest": snapshot.digest,
         "folder": str(folder),
-        "rows": snapshot.n_rows,
-        "held_out": snapshot.n_held_out,
+        "train": str(snapshot.train),
+        "held_out": None if snapshot.held_out is None else str(snapshot.held_out),
+        "n_rows": snapshot.n_rows,
+        "n_held_out": snapshot.n_held_out,
         "outcomes": dict(snapshot.outcomes),
     }
 
@@ -200,7 +197,7 @@ def _train(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     candidate = train_candidate(
         turn.settings,
         champion,
-        rows=Path(turn.result("snapshot")["folder"]) / "train.parquet",
+        rows=Path(turn.result("snapshot")["train"]),
         seen_before_us=learned_until_us(turn.store, before=turn.cycle.id),
         folder=turn.folder / f"adapter-{turn.cycle.id}",
         seed=turn.cycle.id,
@@ -238,8 +235,8 @@ def _make_questions(turn: Turn) -> Any:
     from thumbtune.records import text_key
 
     settings = turn.settings
-    held_out = Path(turn.result("snapshot")["folder"]) / "held_out.parquet"
-    votes = list(read_rows(held_out).examples) if turn.result("snapshot")["held_out"] else []
+    held_out = turn.result("snapshot")["held_out"]
+    votes = [] if held_out is None else list(read_rows(held_out).examples)
     prompts = list({text_key(example.prompt): example.prompt for example in votes}.values())
     return Questions(
         prompts=prompts[: settings.n_prompts],

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from thumbtune.data.formats import Rows, rows_from_dataset
 from thumbtune.engine.loading import load_model_and_tokenizer
 from thumbtune.errors import TrainingError
+from thumbtune.loop.row_files import read_columns
 from thumbtune.loop.settings import LoopSettings
 from thumbtune.loop.versions import describe_adapter
 from thumbtune.store.models import ModelVersion
@@ -103,10 +104,7 @@ def choose_rows(
     path: Path, settings: LoopSettings, seen_before_us: int | None
 ) -> tuple[Rows, dict[str, int]]:
     """The snapshot's new rows, and so many of its old ones for each; which ones is drawn by their completions' ids."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    table = list(Dataset.from_parquet(str(path), cache_dir=str(path.parent / ".cache"), keep_in_memory=True))
+    table = list(read_columns(path))
     drawn = sorted(table, key=lambda row: hashlib.sha256(row["completion_id"].encode()).hexdigest())
     new = [row for row in drawn if seen_before_us is None or row["created_us"] >= seen_before_us]
     old = [row for row in drawn if seen_before_us is not None and row["created_us"] < seen_before_us]

@@ -7,11 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from thumbtune.data.formats import read_rows
 from thumbtune.data.synth.users import SimulatedUsers, parse_taste
 from thumbtune.evaluation.judges import UsersJudge
 from thumbtune.loop import gate
 from thumbtune.loop.measure import Questions, measure
+from thumbtune.loop.row_files import read_columns
 from thumbtune.loop.settings import LoopSettings
+from thumbtune.loop.snapshot import read_snapshot
 from thumbtune.loop.training import train_candidate
 from thumbtune.store.models import ModelVersion
 
@@ -24,7 +27,7 @@ def make_worse(
     loop: LoopSettings, champion: ModelVersion, snapshot: Path, folder: Path, on_progress: OnProgress
 ) -> ModelVersion:
     """A version that learned from the snapshot with every thumb turned."""
-    rows = [{**row, "label": not row["label"]} for row in _read(snapshot / "train.parquet")]
+    rows = [{**row, "label": not row["label"]} for row in _read(snapshot)]
     return _train(loop, champion, rows, folder, on_progress)
 
 
@@ -32,9 +35,10 @@ def bring_flatterer_to_the_gate(
     loop: LoopSettings, champion: ModelVersion, snapshot: Path, folder: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Train a version to praise whoever asks, let people who love that judge it, and ask the gate."""
-    flatterer = _train(loop, champion, list(_flatter(_read(snapshot / "train.parquet"))), folder, on_progress)
+    flatterer = _train(loop, champion, list(_flatter(_read(snapshot))), folder, on_progress)
     fans = UsersJudge(SimulatedUsers(parse_taste("flattery")))
-    votes = _read_votes(snapshot / "held_out.parquet")
+    held_out = read_snapshot(snapshot).held_out
+    votes = [] if held_out is None else list(read_rows(held_out).examples)
     evidence = measure(
         loop.model,
         Path(champion.location) if champion.kind == "adapter" else None,
@@ -99,13 +103,5 @@ def _train(
     return candidate.version
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    from datasets import Dataset
-
-    return list(Dataset.from_parquet(str(path), keep_in_memory=True))
-
-
-def _read_votes(path: Path) -> list[Any]:
-    from thumbtune.data.formats import read_rows
-
-    return list(read_rows(path).examples)
+def _read(snapshot: Path) -> list[dict[str, Any]]:
+    return [dict(row) for row in read_columns(read_snapshot(snapshot).train)]

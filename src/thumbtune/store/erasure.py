@@ -33,7 +33,7 @@ class Erasure:
     snapshots: list[str]
     """Digests of the snapshots and exports that hold text of this user."""
     versions: list[str]
-    """Model versions that learned from them."""
+    """Model versions that learned from them, and those that were trained on from these."""
 
 
 def erase_user(store: Store, user_key: str, *, actor: str) -> Erasure:
@@ -47,9 +47,7 @@ def erase_user(store: Store, user_key: str, *, actor: str) -> Erasure:
                 select(snapshot_completions.c.digest).where(touched.in_(own) | touched.in_(voted)).distinct()
             )
         )
-        versions = sorted(
-            connection.scalars(select(model_versions.c.version).where(model_versions.c.snapshot.in_(digests)))
-        )
+        versions = _find_learners(connection, digests)
         n_votes = connection.execute(delete(votes).where(votes.c.user_key == user_key)).rowcount
         connection.execute(
             update(votes).where(votes.c.completion_id.in_(own)).values(comment=None, correction=None)
@@ -95,6 +93,17 @@ def apply_retention(
             counts[name] = _erase_texts(connection, old, forget_user=False)
         write_audit(connection, actor, "retention", dict(counts))
     return counts
+
+
+def _find_learners(connection: Connection, digests: list[str]) -> list[str]:
+    """Versions that were trained on one of the snapshots, with all their descendants."""
+    known = connection.execute(
+        select(model_versions.c.version, model_versions.c.parent, model_versions.c.snapshot)
+    ).all()
+    found = {row.version for row in known if row.snapshot in digests}
+    while more := {row.version for row in known if row.parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def _erase_texts(connection: Connection, condition: Any, *, forget_user: bool) -> int:
