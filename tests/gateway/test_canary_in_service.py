@@ -134,6 +134,34 @@ def test_a_candidate_that_cannot_be_loaded_is_rolled_back(house: Served) -> None
     assert house.chat("hello").json()["model"] == "base-1"
 
 
+def test_two_who_follow_at_once_load_a_candidate_once(tmp_path: Path) -> None:
+    """Seen in a simulation: the second found it half loaded, and rolled it back."""
+    import asyncio
+
+    class SlowEngine(MoodyEngine):
+        loads = 0
+
+        async def load_adapter(self, version: ModelVersion) -> None:
+            self.loads += 1
+            if self.loads > 1:
+                raise ConfigError("it is being loaded already")
+            await asyncio.sleep(0.2)
+            await super().load_adapter(version)
+
+    async def run() -> tuple[int, str]:
+        engine = SlowEngine()
+        gateway = build_gateway(str(tmp_path / "votes.db"), tmp_path, engine)
+        await gateway.start()
+        register_version(gateway.store, ModelVersion(CANDIDATE, "adapter", "some/folder"))
+        canary = stage_canary(gateway.store, CANDIDATE, HALF, actor="test")
+        await asyncio.gather(*(gateway.in_service.follow() for _ in range(3)))
+        state = find_canary(gateway.store, canary.id).state
+        await gateway.close()
+        return engine.loads, state
+
+    assert asyncio.run(run()) == (1, "running")
+
+
 def test_a_promotion_and_the_way_back_take_under_a_second_and_no_request_fails(
     tmp_path: Path,
 ) -> None:

@@ -51,6 +51,7 @@ class InService:
         self.engine = engine
         self.champion: Pointer | None = None
         self.canary: Canary | None = None
+        self._following = asyncio.Lock()
         self._not_followed: str | None = None
         self._loaded_here: dict[str, float] = {}
         """Versions that were loaded to follow the store, and when each was last needed."""
@@ -88,6 +89,10 @@ class InService:
 
     async def follow(self) -> None:
         """Know what the store says now, and load what it takes. Raises `StoreError`."""
+        async with self._following:  # or two would load the same adapter at once
+            await self._follow()
+
+    async def _follow(self) -> None:
         pointer = await asyncio.to_thread(find_pointer, self.store)
         if pointer is not None and pointer != self.champion:
             if await self._ensure_loaded(pointer.version):
