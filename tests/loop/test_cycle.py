@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 from contextlib import nullcontext
@@ -257,7 +258,7 @@ def _watch_tokens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def run_until_killed(url: str, model: Path, folder: Path, kill_at: str) -> None:
+def run_until_killed(url: str, model: Path, folder: Path, kill_at: str = "never") -> None:
     """In a child: one turn, with kill -9 before or after a step's result is written."""
     store = Store(url)
     original = cycles.record_step
@@ -291,6 +292,33 @@ def test_a_turn_that_is_killed_is_completed_by_the_next_call(
     done = run_cycle(store, make_settings(tiny_model_path, tmp_path), on_step=say_nothing)
     if done is None:  # it was killed behind its last step: its canary runs, and nothing is left to do
         assert kill_at == "after canary"
+    check_done_once(store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_turn_that_is_killed_at_any_moment_is_completed_by_the_next_call(
+    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, seed: int
+) -> None:
+    fill(store)
+    base = serve_base(store, tiny_model_path)
+    moment = random.Random(seed).uniform(0.1, 4.0)  # a turn takes about four seconds
+    child = _PROCESSES.Process(
+        target=run_until_killed, args=(str(tmp_path / "votes.db"), tiny_model_path, tmp_path)
+    )
+    child.start()
+    child.join(moment)
+    child.kill()
+    child.join()
+    pointer = find_pointer(store)
+    assert pointer is not None
+    assert pointer.version == base
+    run_cycle(store, make_settings(tiny_model_path, tmp_path), on_step=say_nothing)
+    check_done_once(store)
+
+
+def check_done_once(store: Store) -> None:
+    """One turn, each of its steps once, one candidate, one canary."""
     with store.read() as connection:
         assert len(connection.execute(snapshots.select()).all()) == 1
     (turn,) = list_cycles(store)
