@@ -142,8 +142,8 @@ LOOP_MISTAKES = [
     Mistake(
         "votes from before the canary count",
         "store/canaries.py",
-        "completions.c.created_us >= canary.started_us, mine",
-        "completions.c.created_us >= 0, mine",
+        "completions.c.created_us >= canary.started_us, *until",
+        "completions.c.created_us >= 0, *until",
         (f"{LOOK}::test_what_is_not_of_this_trial_does_not_count[sqlite]",),
     ),
     Mistake(

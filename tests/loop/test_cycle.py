@@ -241,6 +241,26 @@ def test_nobody_who_was_forgotten_is_in_a_later_batch(
     assert not any("xylophone" in text or "Zither" in text for text in seen)
 
 
+def test_a_candidate_whose_teacher_was_forgotten_meanwhile_meets_nobody(
+    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    serve_base(store, tiny_model_path)
+    record = cycles.record_step
+
+    def forget_during(opened: Any, cycle: Any, name: str, *rest: Any) -> None:
+        if name == "gate":
+            for person in range(20):
+                erase_user(store, f"person {person}", actor="test")
+        record(opened, cycle, name, *rest)
+
+    monkeypatch.setattr(cycles, "record_step", forget_during)
+    done = run_cycle(store, make_settings(tiny_model_path, tmp_path), on_step=say_nothing)
+    assert done is not None
+    assert "was erased meanwhile" in str(done.outcome)
+    assert find_running_canary(store) is None
+
+
 def _watch_tokens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that reaches a model's embedding from now on: reference pass, batches, and what the gate asks."""
     from torch import nn
@@ -322,7 +342,7 @@ def check_done_once(store: Store) -> None:
     with store.read() as connection:
         assert len(connection.execute(snapshots.select()).all()) == 1
     (turn,) = list_cycles(store)
-    assert list(turn.steps) == list(STEPS)
+    assert list(turn.steps) == list(STEPS), turn.outcome
     assert len([one for one in list_versions(store) if one.kind == "adapter"]) == 1
     assert [one.state for one in list_canaries(store)] == ["running"]
     assert turn.state == "done"

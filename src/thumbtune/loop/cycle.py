@@ -34,6 +34,7 @@ from thumbtune.store.cycles import (
     record_step,
 )
 from thumbtune.store.database import Store, now_us
+from thumbtune.store.erasure import was_touched
 from thumbtune.store.models import find_pointer, find_version, record_metrics, register_version
 from thumbtune.store.reading import VoteFilter, count_votes
 from thumbtune.training.manifest import write_json
@@ -270,6 +271,10 @@ def _stage(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     known = next((one for one in list_canaries(turn.store) if one.candidate == candidate), None)
     if known is not None:  # of a killed try, or the very same weights were tried before
         return {"canary": known.id}
+    if was_touched(turn.store, turn.result("snapshot")["digest"]):
+        return Ended(
+            f"somebody whom {candidate} learned from was erased meanwhile: the next turn is without them", {}
+        )
     pointer = find_pointer(turn.store)
     if pointer is None or pointer.version != champion:
         return Ended(f"the champion is no longer {champion}, which {candidate} was trained from", {})

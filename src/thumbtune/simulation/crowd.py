@@ -23,7 +23,7 @@ class Crowd:
     """What ordinary people like."""
     other_taste: Taste
     """What a growing minority likes instead: the crowd drifts."""
-    n_people: int = 4_000
+    n_people: int = 10_000
     seed: int = 0
     noise: float = 0.1
     """Share of presses on the wrong thumb."""

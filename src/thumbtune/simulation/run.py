@@ -69,9 +69,11 @@ class SimulationSettings:
     max_new_tokens: int = 40
     chats: int = 900
     """Before each cycle."""
-    most_canary_chats: int = 4_000
+    most_canary_chats: int = 6_000
     """After so many the canary ends without an answer."""
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(
+        default_factory=lambda: {"num_train_epochs": 2, "learning_rate": 3e-4}
+    )
     lora_r: int = 16
     lora_targets: str = "q_proj,k_proj,v_proj,o_proj"
     most_rows: int = 320
@@ -117,6 +119,8 @@ class Simulation:
             lora_r=settings.lora_r,
             lora_targets=settings.lora_targets,
             most_rows=settings.most_rows,
+            n_prompts=48,
+            most_held_out_votes=160,
             max_new_tokens=settings.max_new_tokens,
             system=settings.system,
             curation=CurationRules(keep_apart="completion", near_duplicates=None, held_out_share=0.2),

@@ -217,7 +217,8 @@ def count_canary_users(store: Store, canary: Canary) -> tuple[int, int]:
 def _served_by(canary: Canary) -> list[Any]:
     mine = (completions.c.arm == CANARY) & (completions.c.model_version == canary.candidate)
     theirs = (completions.c.arm == CHAMPION) & (completions.c.model_version == canary.champion)
-    return [completions.c.created_us >= canary.started_us, mine | theirs]
+    until = [] if canary.ended_us is None else [completions.c.created_us < canary.ended_us]
+    return [completions.c.created_us >= canary.started_us, *until, mine | theirs]
 
 
 def _count_votes(store: Store, version: str) -> list[int]:

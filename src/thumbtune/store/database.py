@@ -167,6 +167,10 @@ def _create_engine(url: URL) -> Engine:
             json_serializer=_dump_json,
             connect_args={
                 "connect_timeout": 10,
+                "keepalives_idle": 10,  # a server that is gone without a word is noticed within half a minute
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 25_000,
                 "prepare_threshold": None,
             },  # a plan of an empty table grows old
         )

@@ -73,6 +73,12 @@ def erase_user(store: Store, user_key: str, *, actor: str) -> Erasure:
     return erasure
 
 
+def was_touched(store: Store, digest: str) -> bool:
+    """Whether somebody who is in a snapshot was erased since it was entered."""
+    with store.read() as connection:
+        return any(digest in found for found in connection.scalars(select(erasures.c.snapshots)))
+
+
 def apply_retention(
     store: Store, *, voted_days: float | None, unvoted_days: float | None, actor: str
 ) -> dict[str, int]:
