@@ -24,17 +24,7 @@ MAY_IMPORT = {
     "store": {"errors", "records", "data"},
     "loop": {"errors", "records", "preference", "data", "engine", "training", "evaluation", "store"},
     "gateway": {"errors", "records", "version", "data", "engine", "evaluation", "store", "loop"},
-    "simulation": {
-        "errors",
-        "records",
-        "data",
-        "engine",
-        "training",
-        "evaluation",
-        "store",
-        "loop",
-        "gateway",
-    },
+    "simulation": {"errors", "records", "data", "engine", "training", "evaluation", "store", "loop", "gateway"},
     "cli": {"errors", "records", "version"}
     | {"preference", "data", "engine", "training", "evaluation", "store", "loop", "gateway"}
     | {"simulation"},

@@ -77,7 +77,7 @@ def test_a_canary_is_put_in_service_by_hand(house: Served) -> None:
     lines = [(line["act"], line["actor"]) for line in get(house, "/v1/audit")["data"]]
     assert lines[:2] == [("canary promoted", "loopback"), ("point", "loopback")]
     (listed,) = get(house, "/v1/canaries")["data"]
-    assert listed["record"]["verdict"]["reasons"][0].startswith("ended by hand; the votes said wait: ")
+    assert listed["record"]["verdict"]["reasons"][0].startswith("ended by hand while the votes said wait: ")
     assert get(house, "/v1/canary") == {"canary": None}
     assert end(house, state="promoted").status_code == 409
 

@@ -1,4 +1,4 @@
-"""A canary as it stands, for the page and for `GET /v1/canary`: the votes so far, and what they show and when more will.
+"""A canary as it stands, for the page and for `GET /v1/canary`: the votes so far, what they show, and when more will.
 
 One that runs is read from its votes now. One that ended is read from its record: votes that came after its end are no
 part of it.
@@ -96,7 +96,7 @@ def record_by_hand(store: Store, canary: Canary, state: State, actor: str) -> di
         "by": actor,
         "verdict": {
             "action": _SAID[state],
-            "reasons": [f"ended by hand; the votes said {verdict.action}: {'; '.join(verdict.reasons)}"],
+            "reasons": [f"ended by hand while the votes said {verdict.action}: {'; '.join(verdict.reasons)}"],
             "numbers": dict(verdict.numbers),
         },
         "seen_then": asdict(seen),

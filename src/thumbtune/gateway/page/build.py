@@ -1,4 +1,4 @@
-"""The page in one language: a title line and four tabs. What a tab shows and does stands in its own module."""
+"""The page in one language: a title line and its tabs. What a tab shows and does stands in its own module."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from thumbtune.gateway.page.canary import CanaryTab
 from thumbtune.gateway.page.chat import ChatTab
 from thumbtune.gateway.page.live import LiveTab
+from thumbtune.gateway.page.loop import LoopTab
 from thumbtune.gateway.page.models import ModelsTab
 from thumbtune.gateway.page.plain_text import as_html
 from thumbtune.gateway.page.session import PRIVATE, find_identity, show_html
@@ -56,15 +58,18 @@ def build_page(gateway: Gateway, language: str) -> gr.Blocks:
     """Gradio's blocks over a gateway; one set serves every session."""
     words = Words(language)
     chat, votes = ChatTab(gateway, words), VotesTab(gateway, words)
-    models, live = ModelsTab(gateway, words), LiveTab(gateway, words)
+    models = ModelsTab(gateway, words)
+    ticking = (CanaryTab(gateway, words), LoopTab(gateway, words), LiveTab(gateway, words))
+    all_tabs = (chat, votes, models, *ticking)
     with gr.Blocks(title=words["title"], analytics_enabled=False, fill_height=True) as page:
         head = show_html(_write_head(words, None, "client"), elem_id="head")
         with gr.Tabs(elem_id="tabs") as tabs:
-            for tab in (chat, votes, models, live):
+            for tab in all_tabs:
                 tab.lay_out()
-        for tab in (chat, votes, models, live):
+        for tab in all_tabs:
             tab.connect()
-        live.stop_with([chat.tab, votes.tab, models.tab])
+        for ticks in ticking:
+            ticks.stop_with([other.tab for other in all_tabs if other is not ticks])
 
         def greet(request: gr.Request) -> dict[Any, Any]:
             """What this session's role may see; the handlers check it again."""

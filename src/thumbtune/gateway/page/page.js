@@ -66,7 +66,8 @@
     showDetails();
     name("#chat [role=log]", { "aria-label": words.conversation });
     name("#reasons .wrap", { role: "radiogroup", "aria-label": words.why });
-    name("#status, #outcome, #count", { role: "status", "aria-live": "polite" });
+    name("#evidence [data-testid=plotly]", { role: "img", "aria-label": words.evidence });
+    name("#status, #outcome, #count, #canary-outcome", { role: "status", "aria-live": "polite" });
     name(".scroll", { tabindex: "0" });
   };
   document.addEventListener("click", async (event) => {
