@@ -47,7 +47,7 @@ class CanaryTab:
                 with gr.Row(elem_id="end-line"):
                     self.promote = self._add_button("promote_now")
                     self.back = self._add_button("roll_back_now")
-                with gr.Column(visible=False, elem_id="confirm-end") as self.confirm:
+                with gr.Column(visible=False, elem_id="end-question") as self.confirm:
                     self.question = show_html("")
                     with gr.Row():
                         self.yes = self._add_button("confirm_end", variant="primary")

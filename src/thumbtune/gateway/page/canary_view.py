@@ -257,7 +257,9 @@ def write_outlook(now: CanaryNow, words: Words) -> str:
     rows = []
     for one in now.forecast:
         days, date = words["no_pace"], "–"
-        if one.days is not None:
+        if one.days == 0:
+            days, date = write_number(0, words=words), words["by_now"]
+        elif one.days is not None:
             days = write_number(one.days, 1, words=words)
             at_us = now_us() + one.days * DAY_US
             if one.days < 36_500:

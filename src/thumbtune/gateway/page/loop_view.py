@@ -23,7 +23,6 @@ ORIGIN_COLUMNS = (
     "held_out",
     "presses_behind",
     "snapshot",
-    "kind",
     "time",
 )
 
@@ -153,7 +152,6 @@ def write_origin(
             "held": held_out,
             "presses": presses,
             "snapshot": (version.snapshot or "–")[:12],
-            "kind": words.find(version.kind),
             "time": write_day(version.created_us),
         }
         rows.append(f'<th scope="row">{as_html(version.version)}</th>{write_cells(cells)}')

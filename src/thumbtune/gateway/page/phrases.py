@@ -46,13 +46,13 @@ TURKISH: dict[str, str] = {
     ),
     # how a turn ended
     r"not enough new votes: (?P<n>\d+) of (?P<of>\d+)": "yeni oy yetersiz: gereken {of}, gelen {n}",
-    r"canary of (?P<v>\S+) began": "{v} için kanarya başladı",
+    r"canary of (?P<v>\S+) began": "kanarya başladı: {v}",
     r"the gate refused (?P<v>\S+): (?P<rest>.+)": "eşik denetimi {v} sürümünü geri çevirdi: {rest}",
     r"the gate had not enough data for (?P<v>\S+): (?P<rest>.+)": (
         "eşik denetiminin {v} için verisi yetmedi: {rest}"
     ),
     r"the champion is no longer (?P<va>\S+), which (?P<vb>\S+) was trained from": (
-        "{vb} sürümünün eğitildiği {va} artık şampiyon değil"
+        "şampiyon artık {va} değil; {vb} ondan eğitilmişti"
     ),
     # checks of the gate
     r"(?P<n>\d+) held-out votes, (?P<few>\d+) of the rarer thumb: (?P<a>\d+) and (?P<b>\d+) are needed": (
