@@ -65,4 +65,4 @@ class Visit:
 
 def note_complaint(visit: Visit, message: Any) -> None:
     if message.type in ("error", "warning"):
-        visit.complaints.append(message.text)
+        visit.complaints.append(f"{message.text} {message.location['url']}".strip())

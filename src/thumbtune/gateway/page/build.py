@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -68,8 +69,7 @@ def build_page(gateway: Gateway, language: str) -> gr.Blocks:
                 tab.lay_out()
         for tab in all_tabs:
             tab.connect()
-        for ticks in ticking:
-            ticks.stop_with([other.tab for other in all_tabs if other is not ticks])
+        _tick_only_where_looked_at(ticking, all_tabs)
 
         def greet(request: gr.Request) -> dict[Any, Any]:
             """What this session's role may see; the handlers check it again."""
@@ -86,6 +86,20 @@ def build_page(gateway: Gateway, language: str) -> gr.Blocks:
         page.load(greet, outputs=[head, tabs, models.change], **PRIVATE)
     page.queue(default_concurrency_limit=AT_ONCE, max_size=1_000, api_open=False)
     return page
+
+
+def _tick_only_where_looked_at(ticking: Sequence[Any], all_tabs: Sequence[Any]) -> None:
+    """Who opens a tab looks at no other: its timer alone goes on. One event, however many timers there are."""
+
+    def connect(tabs: Sequence[Any], timers: list[gr.Timer]) -> None:
+        def stop() -> dict[Any, Any]:
+            return {timer: gr.Timer(active=False) for timer in timers}
+
+        gr.on([tab.tab.select for tab in tabs], stop, None, timers, **PRIVATE)
+
+    for opened in ticking:
+        connect([opened], [other.timer for other in ticking if other is not opened])
+    connect([tab for tab in all_tabs if tab not in ticking], [tab.timer for tab in ticking])
 
 
 def _write_head(words: Words, username: str | None, role: Role) -> str:

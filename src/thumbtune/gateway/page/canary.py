@@ -24,6 +24,7 @@ from thumbtune.gateway.service import Gateway
 from thumbtune.store.canaries import Canary, State, list_canaries
 
 EVERY_SECONDS = 3.0
+MOST_CANARIES = 30
 
 Changes = dict[Any, Any]
 Wish = tuple[State, str]
@@ -82,10 +83,6 @@ class CanaryTab:
         self.yes.click(self.do_it, [self.wish], [*asked, *seen], **PRIVATE)
         self.no.click(self.leave_it, None, asked, **PRIVATE)
 
-    def stop_with(self, others: list[gr.Tab]) -> None:
-        """Another tab is opened: nobody looks any more."""
-        gr.on([tab.select for tab in others], lambda: gr.Timer(active=False), None, [self.timer], **PRIVATE)
-
     async def begin(self, request: gr.Request) -> Changes:
         return {**await self.look(request), self.timer: gr.Timer(active=True)}
 
@@ -101,7 +98,7 @@ class CanaryTab:
         return {self.summary: gr.skip()}
 
     def _read(self) -> tuple[list[Canary], CanaryNow | None]:
-        canaries = list_canaries(self.gateway.store)
+        canaries = list_canaries(self.gateway.store, MOST_CANARIES)
         return canaries, read_canary(self.gateway.store, canaries[0]) if canaries else None
 
     def _show(self, canaries: list[Canary], now: CanaryNow | None) -> Changes:

@@ -58,10 +58,6 @@ class LoopTab:
         self.number.input(self.look, chosen, turns, **PRIVATE)
         self.version.input(self.trace, [self.version], [self.origin], **PRIVATE)
 
-    def stop_with(self, others: list[gr.Tab]) -> None:
-        """Another tab is opened: nobody looks any more."""
-        gr.on([tab.select for tab in others], lambda: gr.Timer(active=False), None, [self.timer], **PRIVATE)
-
     async def begin(
         self, number: int | None, known: tuple[int, ...], version: str | None, request: gr.Request
     ) -> Changes:
