@@ -84,10 +84,13 @@ def test_a_canary_is_drawn_and_widening_shows_up_without_a_reload(visit: Open, h
     ]
     assert re.search(r"\d{4}-\d\d-\d\d", guest.page.locator("#outlook .hint").inner_text())
 
-    guest.page.get_by_role("button", name="The same as a table").focus()
+    table = guest.page.get_by_role("button", name="The same as a table")
+    assert table.get_attribute("aria-expanded") == "false"
+    table.focus()
     guest.page.keyboard.press("Enter")
     guest.wait_for("#evidence-table thead", "Votes on the candidate's answers")
     assert texts(guest, "#evidence-table tbody th") == ["1", "2", "3", "4"]
+    wait_until(lambda: table.get_attribute("aria-expanded") == "true")
 
     before = guest.page.evaluate(
         "performance.getEntriesByType('navigation').length + ' ' + performance.timeOrigin"
@@ -109,7 +112,10 @@ def test_a_canary_is_put_in_service_in_two_steps(visit: Open, house: Served) -> 
     guest = visit()
     guest.open_tab("Canary")
     guest.page.click("#promote-now")
-    guest.wait_for("#end-question", "Promote “adapter-2” now, whatever its votes say?")
+    question = guest.page.get_by_role("alert").filter(
+        has_text="Promote “adapter-2” now, whatever its votes say?"
+    )
+    question.wait_for()
     guest.page.click("#keep-canary")
     guest.page.wait_for_selector("#end-question", state="hidden")
     assert find_canary(store, canary.id).state == "running"

@@ -79,7 +79,8 @@ def build_page(gateway: Gateway, language: str) -> gr.Blocks:
                 role = "client"
             return {
                 head: _write_head(words, request.username, role),
-                tabs: gr.Tabs(selected="votes" if role == "voter" else "chat"),
+                # the chat is open from the start: whoever was quicker than this stays where they went
+                tabs: gr.Tabs(selected="votes") if role == "voter" else gr.skip(),
                 models.change: gr.Column(visible=role == "admin"),
             }
 

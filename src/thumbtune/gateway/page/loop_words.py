@@ -99,7 +99,7 @@ LOOP_ENGLISH: dict[str, str] = {
     "step_measure": "measurement",
     "step_gate": "gate",
     "step_canary": "canary",
-    "verdict_pass": "passes",
+    "verdict_pass": "passed",
     "verdict_refuse": "refused",
     "verdict_not enough data": "not enough data",
     "check_held-out votes": "held-out votes",
