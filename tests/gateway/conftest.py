@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.browsing import CHROMIUM, Visit, note_complaint
 from gateway.house import TIMEOUT, Keyed, Served, wait_until
 from gateway.scripted import ScriptedEngine, build_gateway, serve_gateway
 
@@ -47,3 +48,40 @@ def keyed(serve_one: Serve) -> Keyed:
     house.speaker = house.make_key("client", speaks_for_users=True)
     wait_until(lambda: house.http.get("/v1/models").status_code == 401)
     return house
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any, house: Served) -> Iterator[Callable[..., Visit]]:
+    """Open the page; at the end, it must have been quiet and have asked nobody else."""
+    visits = []
+
+    def open_page(path: str = "/page", address: str | None = None, **options: Any) -> Visit:
+        context = browser.new_context(**{"locale": "en-US", **options})
+        context.set_default_timeout(30_000)  # a busy machine is not a broken page
+        visit = Visit(context.new_page(), address or house.address)
+        visits.append((context, visit))
+        visit.page.on("request", lambda request: visit.requests.append(request.url))
+        visit.page.on("console", lambda message: note_complaint(visit, message))
+        visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+        visit.page.goto(visit.address + path)
+        if visit.page.locator("#key").count() == 0:
+            visit.page.wait_for_selector("#message textarea")
+        return visit
+
+    yield open_page
+    for context, _ in visits:
+        context.close()
+    for _, visit in visits:
+        outside = [url for url in visit.requests if not url.startswith((visit.address, "data:"))]
+        assert outside == []
+        assert visit.complaints == []

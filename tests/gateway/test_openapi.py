@@ -32,6 +32,9 @@ WITH_INPUT = [
     "/v1/import",
     "/v1/votes",
     "/v1/champion",
+    "/v1/canary/end",
+    "/v1/canaries",
+    "/v1/cycles",
     "/v1/adapters",
     "/v1/users/{user}",
     "/v1/keys",
@@ -43,6 +46,7 @@ SELDOM = {
     "/v1/feedback": 404,
     "/v1/champion": 409,
     "/v1/champion/back": 409,
+    "/v1/canary/end": 409,
     "/v1/adapters": 400,
     "/v1/keys/{key_id}": 404,
 }

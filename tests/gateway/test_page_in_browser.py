@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from string import Formatter
 from typing import Any
 
 import pytest
 
+from gateway.browsing import Visit, needs_browser
 from gateway.conftest import Serve
 from gateway.house import Served, wait_until
 from thumbtune.gateway.page.plain_text import as_html, shield_text, unshield_text
@@ -22,108 +19,16 @@ from thumbtune.store.keys import create_key
 from thumbtune.store.models import ModelVersion, register_version
 from thumbtune.store.reading import list_history, list_votes
 
-CHROMIUM = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium binary: scripts/install-chromium installs one"
-)
-
 HOSTILE = (
     "<script>window.hacked = 1</script> <img src=http://outside.example/a.png onerror='window.hacked = 2'> "
     "![x](http://outside.example/b.png) &lt; $$x^2$$ <unknown> '; DROP TABLE votes; -- <b>bold</b>\n\n# two"
 )
 
 
-@dataclass
-class Visit:
-    """An open page, with all that it asked for and complained about."""
-
-    page: Any
-    address: str
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        """Ask, and wait for the whole answer."""
-        answers = self.page.locator("#chat .message.bot")
-        before = answers.count()
-        self.page.fill("#message textarea", text)
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_function(
-            "n => document.querySelectorAll('#chat .message.bot').length > n", arg=before
-        )
-        self.page.wait_for_selector("#stop", state="hidden")
-
-    def press(self, name: str) -> None:
-        """A button of the newest answer."""
-        self.page.locator(f"#chat .message-buttons-left button[aria-label='{name}']").last.click()
-
-    def open_tab(self, name: str) -> None:
-        """Open a tab as a person does: once more where Gradio was still drawing the page and did not hear it."""
-        from playwright.sync_api import TimeoutError as NotHeard
-
-        chosen = self.page.get_by_role("tab", name=name, selected=True)
-        for _ in range(5):
-            self.page.get_by_role("tab", name=name).click()
-            with suppress(NotHeard):
-                chosen.wait_for(timeout=3_000)
-                return
-        raise AssertionError(f"the tab {name} does not open")
-
-    def wait_for(self, selector: str, text: str) -> None:
-        self.page.locator(selector, has_text=text).first.wait_for()
-
-    @property
-    def answers(self) -> list[str]:
-        return [unshield_text(text) for text in self.page.locator("#chat .message.bot").all_inner_texts()]
-
-
 @pytest.fixture(scope="module")
 def house(serve_one: Serve) -> Served:
     """A gateway with its page, open to whoever sits at this machine."""
     return serve_one(page=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser: Any, house: Served) -> Iterator[Callable[..., Visit]]:
-    """Open the page; at the end, it must have been quiet and have asked nobody else."""
-    visits = []
-
-    def open_page(path: str = "/page", address: str | None = None, **options: Any) -> Visit:
-        context = browser.new_context(**{"locale": "en-US", **options})
-        context.set_default_timeout(30_000)  # a busy machine is not a broken page
-        visit = Visit(context.new_page(), address or house.address)
-        visits.append((context, visit))
-        visit.page.on("request", lambda request: visit.requests.append(request.url))
-        visit.page.on("console", lambda message: _note(visit, message))
-        visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-        visit.page.goto(visit.address + path)
-        if visit.page.locator("#key").count() == 0:
-            visit.page.wait_for_selector("#message textarea")
-        return visit
-
-    yield open_page
-    for context, _ in visits:
-        context.close()
-    for _, visit in visits:
-        outside = [url for url in visit.requests if not url.startswith((visit.address, "data:"))]
-        assert outside == []
-        assert visit.complaints == []
-
-
-def _note(visit: Visit, message: Any) -> None:
-    if message.type in ("error", "warning"):
-        visit.complaints.append(message.text)
 
 
 def read_votes(house: Served, completion: str) -> list[dict[str, Any]]:

@@ -173,6 +173,7 @@ BODIES: dict[str, Any] = {
     "/v1/feedback": {"completion_id": "chatcmpl-nothing", "label": True},
     "/v1/import": {"source": "old"},
     "/v1/champion": {"version": "base-1"},
+    "/v1/canary/end": {"state": "withdrawn"},
     "/v1/adapters": {"folder": "/nowhere"},
     "/v1/keys": {"name": "made", "role": "voter"},
 }

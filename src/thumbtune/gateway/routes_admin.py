@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from thumbtune.errors import ConfigError, ModelError
+from thumbtune.gateway.canary_state import read_canary, summarise
 from thumbtune.gateway.problems import Problem
 from thumbtune.gateway.requests import OF_A_BODY, Admin, TheGateway, list_errors
 from thumbtune.loop.versions import describe_adapter
+from thumbtune.store.canaries import find_running_canary, list_canaries
+from thumbtune.store.cycles import list_cycles
 from thumbtune.store.erasure import Erasure, erase_user
 from thumbtune.store.keys import Role, create_key, list_audit, list_keys, revoke_key
 from thumbtune.store.models import ModelVersion, Pointer, list_versions
@@ -25,6 +28,14 @@ router = APIRouter(prefix="/v1", tags=["admin"], responses=list_errors())
 class ChampionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     version: str = Field(min_length=1, max_length=160, pattern=r"^[^\x00]*$")
+
+
+class CanaryEnd(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    state: Literal["promoted", "rolled_back", "withdrawn"]
+    canary: str | None = Field(
+        None, max_length=32, pattern=r"^[^\x00]*$", description="Only if it is this one that runs."
+    )
 
 
 class AdapterRequest(BaseModel):
@@ -68,6 +79,43 @@ async def point_champion(body: ChampionRequest, gateway: TheGateway, admin: Admi
 async def point_champion_back(gateway: TheGateway, admin: Admin) -> Pointer:
     """Put the previous version back in service."""
     return await gateway.point_back(admin)
+
+
+@router.get("/canary")
+async def look_at_canary(gateway: TheGateway, admin: Admin) -> dict[str, Any]:
+    """The running canary: its votes, the verdict and its reasons, both tests' evidence, and what can be told by when.
+
+    `canary` is null where none runs. Evidence is in natural logarithms; `curves` holds at most 500 points.
+    """
+    running = await asyncio.to_thread(find_running_canary, gateway.store)
+    if running is None:
+        return {"canary": None}
+    now = await asyncio.to_thread(read_canary, gateway.store, running)
+    return {"canary": None} if now is None else now.as_json()
+
+
+@router.get("/canaries")
+async def look_at_canaries(
+    gateway: TheGateway, admin: Admin, limit: Annotated[int, Query(ge=1, le=1_000)] = 100
+) -> dict[str, Any]:
+    """Every canary, newest first, with how it ended and why. The streams of votes are left out of the records."""
+    found = await asyncio.to_thread(list_canaries, gateway.store, limit)
+    return {"object": "list", "data": [summarise(canary) for canary in found]}
+
+
+@router.post("/canary/end", responses=list_errors(*OF_A_BODY, 409))
+async def end_canary(body: CanaryEnd, gateway: TheGateway, admin: Admin) -> dict[str, Any]:
+    """End the running canary by hand: its candidate in service for all, rolled back, or withdrawn without a verdict."""
+    return summarise(await gateway.end_canary(body.state, admin, body.canary))
+
+
+@router.get("/cycles")
+async def look_at_cycles(
+    gateway: TheGateway, admin: Admin, limit: Annotated[int, Query(ge=1, le=1_000)] = 100
+) -> dict[str, Any]:
+    """Turns of the loop, newest first, with what each of their steps gave."""
+    found = await asyncio.to_thread(list_cycles, gateway.store, limit)
+    return {"object": "list", "data": [asdict(cycle) for cycle in found]}
 
 
 @router.post("/adapters", responses=list_errors(*OF_A_BODY, 404, 502, 504))

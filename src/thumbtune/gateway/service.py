@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from thumbtune.errors import ConfigError, StoreError
+from thumbtune.gateway.canary_state import record_by_hand
 from thumbtune.gateway.engines import Engine
 from thumbtune.gateway.identity import REFRESH_SECONDS, Doorkeeper, Identity
 from thumbtune.gateway.in_service import InService
@@ -29,6 +30,7 @@ from thumbtune.gateway.serving import ServedChoice, Serving
 from thumbtune.gateway.settings import GatewaySettings
 from thumbtune.gateway.telemetry import Telemetry
 from thumbtune.records import Completion
+from thumbtune.store.canaries import Canary, State, end_canary, find_canary, find_running_canary
 from thumbtune.store.committer import Committer, CommitterFullError
 from thumbtune.store.database import Store, now_us
 from thumbtune.store.keys import write_audit
@@ -377,6 +379,21 @@ class Gateway:
             raise Problem(409, str(error), code="no_way_back") from error
         await self.in_service.follow()
         return pointer
+
+    async def end_canary(self, state: State, identity: Identity, canary_id: str | None = None) -> Canary:
+        """A person ends the running canary, or only the one that they mean. Raises a 409 `Problem` where it is over."""
+        identity.require()
+        canary = await asyncio.to_thread(find_running_canary, self.store)
+        if canary is None or canary_id not in (None, canary.id):
+            raise Problem(409, "no such canary runs: GET /v1/canaries shows how it ended", code="no_canary")
+        if state == "promoted" and canary.candidate not in self.engine.versions:
+            raise Problem(409, "the candidate is not loaded: load it first", code="version_not_loaded")
+        record = await asyncio.to_thread(record_by_hand, self.store, canary, state, identity.actor)
+        done = await asyncio.to_thread(end_canary, self.store, canary, state, record, actor=identity.actor)
+        if not done:
+            raise Problem(409, "the canary has ended meanwhile", code="no_canary")
+        await self.in_service.follow()
+        return await asyncio.to_thread(find_canary, self.store, canary.id)
 
     async def load_adapter(self, version: ModelVersion, identity: Identity) -> None:
         """Make an adapter answer beside the others, under its content-addressed name."""

@@ -96,3 +96,10 @@ def write_snapshot(
             new = [{"digest": digest, "completion_id": name} for name in ids if name not in entered]
             if new:
                 connection.execute(insert(held), new)
+
+
+def find_snapshot(store: Store, digest: str) -> dict[str, Any] | None:
+    """A snapshot's entry: `n_rows`, `manifest`, where it lies; None where it was not entered here."""
+    with store.read() as connection:
+        row = connection.execute(select(snapshots).where(snapshots.c.digest == digest)).first()
+    return None if row is None else dict(row._mapping)

@@ -1,4 +1,4 @@
-"""The gateway's page: chat with thumbs, votes, models, and how busy it is now, in English and Turkish.
+"""The gateway's page: chat with thumbs, votes, models, canary, loop, and how busy it is now; in English and Turkish.
 
 Gradio is heavy: it is imported when the page is mounted, never by importing this package.
 """

@@ -1,13 +1,16 @@
-"""The page in one language: a title line and four tabs. What a tab shows and does stands in its own module."""
+"""The page in one language: a title line and its tabs. What a tab shows and does stands in its own module."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
+from thumbtune.gateway.page.canary import CanaryTab
 from thumbtune.gateway.page.chat import ChatTab
 from thumbtune.gateway.page.live import LiveTab
+from thumbtune.gateway.page.loop import LoopTab
 from thumbtune.gateway.page.models import ModelsTab
 from thumbtune.gateway.page.plain_text import as_html
 from thumbtune.gateway.page.session import PRIVATE, find_identity, show_html
@@ -56,15 +59,17 @@ def build_page(gateway: Gateway, language: str) -> gr.Blocks:
     """Gradio's blocks over a gateway; one set serves every session."""
     words = Words(language)
     chat, votes = ChatTab(gateway, words), VotesTab(gateway, words)
-    models, live = ModelsTab(gateway, words), LiveTab(gateway, words)
+    models = ModelsTab(gateway, words)
+    ticking = (CanaryTab(gateway, words), LoopTab(gateway, words), LiveTab(gateway, words))
+    all_tabs = (chat, votes, models, *ticking)
     with gr.Blocks(title=words["title"], analytics_enabled=False, fill_height=True) as page:
         head = show_html(_write_head(words, None, "client"), elem_id="head")
         with gr.Tabs(elem_id="tabs") as tabs:
-            for tab in (chat, votes, models, live):
+            for tab in all_tabs:
                 tab.lay_out()
-        for tab in (chat, votes, models, live):
+        for tab in all_tabs:
             tab.connect()
-        live.stop_with([chat.tab, votes.tab, models.tab])
+        _tick_only_where_looked_at(ticking, all_tabs)
 
         def greet(request: gr.Request) -> dict[Any, Any]:
             """What this session's role may see; the handlers check it again."""
@@ -74,13 +79,28 @@ def build_page(gateway: Gateway, language: str) -> gr.Blocks:
                 role = "client"
             return {
                 head: _write_head(words, request.username, role),
-                tabs: gr.Tabs(selected="votes" if role == "voter" else "chat"),
+                # the chat is open from the start: whoever was quicker than this stays where they went
+                tabs: gr.Tabs(selected="votes") if role == "voter" else gr.skip(),
                 models.change: gr.Column(visible=role == "admin"),
             }
 
         page.load(greet, outputs=[head, tabs, models.change], **PRIVATE)
     page.queue(default_concurrency_limit=AT_ONCE, max_size=1_000, api_open=False)
     return page
+
+
+def _tick_only_where_looked_at(ticking: Sequence[Any], all_tabs: Sequence[Any]) -> None:
+    """Who opens a tab looks at no other: its timer alone goes on. One event, however many timers there are."""
+
+    def connect(tabs: Sequence[Any], timers: list[gr.Timer]) -> None:
+        def stop() -> dict[Any, Any]:
+            return {timer: gr.Timer(active=False) for timer in timers}
+
+        gr.on([tab.tab.select for tab in tabs], stop, None, timers, **PRIVATE)
+
+    for opened in ticking:
+        connect([opened], [other.timer for other in ticking if other is not opened])
+    connect([tab for tab in all_tabs if tab not in ticking], [tab.timer for tab in ticking])
 
 
 def _write_head(words: Words, username: str | None, role: Role) -> str:

@@ -32,10 +32,6 @@ class LiveTab:
         self.tab.select(self.begin, None, [self.tiles, self.timer], **PRIVATE)
         self.timer.tick(self.look, None, [self.tiles], trigger_mode="once", **PRIVATE)
 
-    def stop_with(self, others: list[gr.Tab]) -> None:
-        """Another tab is opened: nobody looks any more."""
-        gr.on([tab.select for tab in others], lambda: gr.Timer(active=False), None, [self.timer], **PRIVATE)
-
     async def begin(self, request: gr.Request) -> dict[Any, Any]:
         return {self.tiles: await self.look(request), self.timer: gr.Timer(active=True)}
 

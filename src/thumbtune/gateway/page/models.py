@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import gradio as gr
 
+from thumbtune.gateway.page.numbers import write_day, write_rate
 from thumbtune.gateway.page.plain_text import as_html, write_cells, write_table
 from thumbtune.gateway.page.session import PRIVATE, find_identity, show_html, told, warn
 from thumbtune.gateway.page.words import Words
@@ -151,14 +151,14 @@ def write_versions(
         n_up, n_down = count.get("n_up", 0), count.get("n_down", 0)
         marks = _write_marks(version.version, champion, loaded, words)
         cells = {
-            "rate": _write_rate(n_up, n_down, words),
+            "rate": write_rate(n_up, n_down, words),
             "up": str(n_up),
             "down": str(n_down),
             "completions": str(count.get("n_completions", 0)),
             "kind": words.find(version.kind),
             "parent": version.parent or "–",
             "snapshot": (version.snapshot or "–")[:12],
-            "time": datetime.fromtimestamp(version.created_us / 1e6, UTC).strftime("%Y-%m-%d"),
+            "time": write_day(version.created_us),
         }
         rows.append(f'<th scope="row">{as_html(version.version)}{marks}</th>{write_cells(cells)}')
     table = write_table([words[name] for name in COLUMNS], rows)
@@ -170,16 +170,6 @@ def _write_marks(version: str, champion: str | None, loaded: Sequence[str], word
     if version == champion:
         return f' <span class="mark serving">{as_html(words["in_service"])}</span>'
     return f' <span class="mark">{as_html(words["loaded"])}</span>' if version in loaded else ""
-
-
-def _write_rate(n_up: int, n_down: int, words: Words) -> str:
-    if not n_up + n_down:
-        return words["no_rate"]
-    from scipy.stats import binomtest
-
-    interval = binomtest(n_up, n_up + n_down).proportion_ci(0.95, method="wilson")
-    shares = {"mean": n_up / (n_up + n_down), "low": interval.low, "high": interval.high}
-    return words.say("rate", **{name: f"{100 * share:.0f}" for name, share in shares.items()})
 
 
 def _write_lineage(

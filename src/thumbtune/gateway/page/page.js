@@ -66,7 +66,11 @@
     showDetails();
     name("#chat [role=log]", { "aria-label": words.conversation });
     name("#reasons .wrap", { role: "radiogroup", "aria-label": words.why });
-    name("#status, #outcome, #count", { role: "status", "aria-live": "polite" });
+    name("#evidence [data-testid=plotly]", { role: "img", "aria-label": words.evidence });
+    name("#confirm div.prose, #end-question div.prose", { role: "alert" });
+    name("#evidence-table > button.open", { "aria-expanded": "true" });
+    name("#evidence-table > button:not(.open)", { "aria-expanded": "false" });
+    name("#status, #outcome, #count, #canary-outcome", { role: "status", "aria-live": "polite" });
     name(".scroll", { tabindex: "0" });
   };
   document.addEventListener("click", async (event) => {
@@ -75,6 +79,9 @@
     event.preventDefault(); // signing out changes something, so it is a POST
     const answer = await fetch(link.href, { method: "POST" });
     location.href = answer.url;
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#evidence-table > button")) setTimeout(mend); // opening it changes a class only
   });
   addEventListener("DOMContentLoaded", () => {
     new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });

@@ -43,7 +43,7 @@ _FOREIGN = re.compile(
 """What Gradio's document says about Gradio to other sites, and a manifest that is not there."""
 
 
-SPOKEN_BY_SCRIPT = ("conversation", "why", "edit_answer", "page_language")
+SPOKEN_BY_SCRIPT = ("conversation", "why", "edit_answer", "page_language", "evidence")
 """Words that `page.js` gives to screen readers."""
 
 
@@ -118,9 +118,7 @@ def rewrite_document(document: str, language: str, nonce: str) -> str:
     document = document.replace("<script", f'<script nonce="{nonce}"')
     document = re.sub(r'<html\s+lang="\w*"', f'<html lang="{language}"', document, count=1)
     words = LANGUAGES[language]
-    named = "".join(
-        f' data-{name}="{escape(words[name])}"' for name in ("conversation", "why", "edit_answer")
-    )
+    named = "".join(f' data-{name}="{escape(words[name])}"' for name in SPOKEN_BY_SCRIPT)
     ours = (
         f'<script nonce="{nonce}" src="../page.js" data-language="{language}"{named}></script>'
         '<link rel="stylesheet" href="../page.css"><link rel="icon" href="../thumb.svg">'

@@ -1,4 +1,7 @@
-"""Every word that the page says, in one table a language. User's texts and model versions are nobody's words."""
+"""Every word that the page says, in one table a language; canary and loop have theirs in `loop_words`.
+
+Users' texts and model versions are nobody's words.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from thumbtune.errors import StoreError
+from thumbtune.gateway.page.loop_words import LOOP_ENGLISH, LOOP_TURKISH
 from thumbtune.gateway.problems import Problem
 
 ENGLISH: dict[str, str] = {
@@ -148,6 +152,7 @@ ENGLISH: dict[str, str] = {
     "trouble_completion_not_found": "This answer is not known, or it is not yours.",
     "trouble_version_not_loaded": "This version is not loaded here: load it first.",
     "trouble_no_way_back": "There is no earlier model to go back to.",
+    "trouble_no_canary": "This canary runs no longer.",
     "trouble_upstream": "The model's server broke off or did not answer: try again.",
 }
 
@@ -283,10 +288,11 @@ TURKISH: dict[str, str] = {
     "trouble_completion_not_found": "Bu yanıt bilinmiyor ya da size ait değil.",
     "trouble_version_not_loaded": "Bu sürüm burada yüklü değil: önce yükleyin.",
     "trouble_no_way_back": "Geri dönülecek daha eski bir model yok.",
+    "trouble_no_canary": "Bu kanarya artık çalışmıyor.",
     "trouble_upstream": "Modelin sunucusu yanıtı yarıda kesti ya da yanıt vermedi: yeniden deneyin.",
 }
 
-LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH, "tr": TURKISH}
+LANGUAGES: dict[str, dict[str, str]] = {"en": ENGLISH | LOOP_ENGLISH, "tr": TURKISH | LOOP_TURKISH}
 """The first one is spoken to whoever asks for none of them."""
 
 REASONS: Mapping[bool, tuple[str, ...]] = {
@@ -308,9 +314,9 @@ class Words:
     def __getitem__(self, name: str) -> str:
         return self._table[name]
 
-    def find(self, name: str) -> str:
-        """The word for a name that comes from elsewhere, or the name itself."""
-        return self._table.get(name, name)
+    def find(self, name: str, of: str | None = None) -> str:
+        """The word for a name that comes from elsewhere, of some kind of names, or the name itself."""
+        return self._table.get(name if of is None else f"{of}_{name}", name)
 
     def say(self, name: str, **parts: Any) -> str:
         """A sentence with its parts filled in."""
