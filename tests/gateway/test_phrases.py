@@ -109,6 +109,10 @@ def test_each_check_of_the_gate(name: str) -> None:
             "the champion is no longer base-1.5, which kto-2.0 was trained from",
             "şampiyon artık base-1.5 değil; kto-2.0 ondan eğitilmişti",
         ),
+        (
+            "somebody whom kto-2.0 learned from was erased meanwhile: the next turn is without them",
+            "bu arada kto-2.0 sürümünün öğrendiği biri silindi: sonraki tur onsuz yapılır",
+        ),
         ("stopped from the command line", "komut satırından durduruldu"),
         ("it could not be loaded by a gateway", "sunucuya yüklenemedi"),
     ],

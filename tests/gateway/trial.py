@@ -62,8 +62,10 @@ STEPS: dict[str, dict[str, Any]] = {
     "snapshot": {
         "digest": "5d" * 32,
         "folder": "cycles/cycle-1/snapshot",
-        "rows": 180,
-        "held_out": 40,
+        "train": "cycles/cycle-1/snapshot/train.parquet",
+        "held_out": None,
+        "n_rows": 180,
+        "n_held_out": 40,
         "outcomes": {"kept: training": 180, "kept: held out": 40, "taken back": 20},
     },
     "train": {"version": "adapter-2", "steps": 12, "seconds": 33.1, "new_rows": 180, "alarms": []},

@@ -28,7 +28,7 @@ ORIGIN_COLUMNS = (
 
 MAIN: Mapping[str, tuple[str, ...]] = {
     "votes": ("new_votes", "champion"),
-    "snapshot": ("rows", "held_out", "digest"),
+    "snapshot": ("n_rows", "n_held_out", "digest"),
     "train": ("version", "new_rows", "old_rows", "alarms"),
     "measure": ("prompts", "held_out_votes"),
     "gate": ("outcome",),

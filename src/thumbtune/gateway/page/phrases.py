@@ -54,6 +54,9 @@ TURKISH: dict[str, str] = {
     r"the champion is no longer (?P<va>\S+), which (?P<vb>\S+) was trained from": (
         "şampiyon artık {va} değil; {vb} ondan eğitilmişti"
     ),
+    r"somebody whom (?P<v>\S+) learned from was erased meanwhile: the next turn is without them": (
+        "bu arada {v} sürümünün öğrendiği biri silindi: sonraki tur onsuz yapılır"
+    ),
     # checks of the gate
     r"(?P<n>\d+) held-out votes, (?P<few>\d+) of the rarer thumb: (?P<a>\d+) and (?P<b>\d+) are needed": (
         "ayrılmış {n} oy, az olan yönde {few}: gereken {a} ve {b}"
