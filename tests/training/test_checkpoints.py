@@ -66,6 +66,23 @@ def test_a_run_resumed_at_any_checkpoint_ends_with_the_weights_of_an_unbroken_ru
         assert not differing(weights(resumed), wanted), f"resumed at step {step}"
 
 
+@pytest.mark.parametrize("shape", ["lora", "full"])
+def test_a_run_that_was_killed_behind_its_last_step_takes_no_further_one(lab: Any, shape: str) -> None:
+    """max_steps ends within an epoch: there transformers goes on with one step too many."""
+
+    def start(**more: Any) -> Any:
+        adapter = None if shape == "full" else lab.lora()
+        return lab.trainer("kto", lab.thumbs(15), adapter=adapter, **UNEVEN, max_steps=3, **more)
+
+    unbroken = start(save_strategy="steps", save_steps=1)
+    unbroken.train()
+    resumed = start()
+    resumed.train(resume_from_checkpoint=str(lab.folder / "run" / "checkpoint-3"))
+    assert resumed.state.global_step == 3
+    assert resumed.state.log_history
+    assert not differing(weights(resumed), weights(unbroken))
+
+
 KILLED_IN_A_SAVE = """
 import io, shutil
 

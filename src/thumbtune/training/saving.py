@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from thumbtune.engine.ranks import Ranks, local_part
 from thumbtune.errors import ConfigError, TrainingError
@@ -27,6 +28,7 @@ class SavesWhole(Trainer):
     config: Any
     dataset_name: str | None
     model: Any
+    planned_steps: Any
     ranks: Ranks
     reference: Any
     _is_moving: bool
@@ -120,6 +122,18 @@ class SavesWhole(Trainer):
             )
         self._score_references()
         self._load_from_checkpoint(str(folder))
+
+    def take_up_finished(self, checkpoint: Path) -> TrainOutput | None:
+        """The weights and the record of a run that was killed behind its last step; None where steps are left.
+
+        transformers would take one step more than `max_steps` there.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if self._is_sharded or state.global_step < self.planned_steps:
+            return None
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
+        return TrainOutput(state.global_step, 0.0, {})
 
     def _save_own_state(self, checkpoint: Path, n_tokens: int) -> None:
         if not self.args.should_save:

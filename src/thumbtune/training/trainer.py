@@ -254,6 +254,8 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         self.manifest = self.build_manifest()
         set_seed(self.args.seed)  # whatever was drawn since the trainer was made
         self.ranks.decide(partial(write_json, self.manifest, folder / "manifest.json"))
+        if resume_from_checkpoint and (done := self.take_up_finished(Path(resume_from_checkpoint))):
+            return done
         try:
             with save_on_interrupt(self):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
