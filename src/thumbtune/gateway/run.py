@@ -30,11 +30,6 @@ def run_gateway(settings: GatewaySettings) -> None:
     Raises `ConfigError` where other machines could reach it and no API key exists.
     """
     start_logging(settings.log_level)
-    with closing(_take_port(settings.host, settings.port)) as listening:  # before a model is loaded in vain
-        _serve(settings, listening)
-
-
-def _serve(settings: GatewaySettings, listening: socket.socket) -> None:
     engine = build_engine(settings)
     store = Store(settings.store)
     if not settings.is_private and not find_keys_by_hash(store):
@@ -43,9 +38,14 @@ def _serve(settings: GatewaySettings, listening: socket.socket) -> None:
             f"host {settings.host} {settings.allowed_hosts or ''} lets others in, and there is no API key yet: "
             f"`thumbtune keys create NAME --role admin --store {store.address}` makes one"
         )
+    with closing(_take_port(settings.host, settings.port)) as listening:  # before a model is loaded in vain
+        _serve(Gateway(settings, store, engine, open_secrets(settings.secrets_file)), listening)
+
+
+def _serve(gateway: Gateway, listening: socket.socket) -> None:
     from thumbtune.gateway.app import create_app
 
-    gateway = Gateway(settings, store, engine, open_secrets(settings.secrets_file))
+    settings = gateway.settings
     server = _Server(
         uvicorn.Config(
             create_app(gateway),
@@ -69,7 +69,11 @@ def _take_port(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        try:
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
     except OSError as error:
         raise ConfigError(
             f"{host}:{port} cannot be listened on ({error.strerror or error}): another process may have it; name "
