@@ -222,9 +222,9 @@ def demo(
     as_json: bool = typer.Option(False, "--json", help="Print the path and the verdict as JSON."),
 ) -> None:
     """The main job on a real small model: sample it, have simulated users vote, train KTO and DPO, compare."""
-    from thumbtune.cli.train import default_settings
     from thumbtune.data.synth.prompts import ask, question_prompts
     from thumbtune.data.synth.users import SimulatedUsers, parse_taste
+    from thumbtune.training.settings import default_settings
 
     users = SimulatedUsers(parse_taste(taste), noise=noise, seed=seed)
     n_prompts, n_held_out, samples, steps = (8, 10, 2, 2) if quick else (40, 48, 4, None)
@@ -401,9 +401,8 @@ def _read_numbers(option: str, text: str) -> list[int]:
 
 def _read_method_settings(config: Path | None, names: set[str], out: Path) -> dict[str, dict[str, Any]]:
     """Settings of each method: the command line's, the file's, and the file's table of the method's own name."""
-    from thumbtune.cli.train import default_settings
     from thumbtune.training.methods import METHODS
-    from thumbtune.training.settings import build_config, config_class, read_settings
+    from thumbtune.training.settings import build_config, config_class, default_settings, read_settings
 
     given = read_settings(config) if config else {}
     own = {name: given.pop(name) for name in METHODS if isinstance(given.get(name), dict)}

@@ -26,25 +26,6 @@ Any field of the method's config is an option too: --beta 0.2, --num-train-epoch
 Run the same command again after an interruption: it goes on from the last checkpoint.
 """
 
-LORA_DEFAULTS: dict[str, Any] = {"learning_rate": 2e-4}
-FULL_DEFAULTS: dict[str, Any] = {"learning_rate": 5e-6}
-SHARED_DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 1,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 2,
-    "logging_steps": 1,
-    "save_steps": 25,
-    "save_total_limit": 2,
-    "disable_tqdm": True,
-}
-THUMB_DEFAULTS: dict[str, Any] = {"desirable_weight": "auto", "undesirable_weight": "auto"}
-
-
-def default_settings(method: str, *, full: bool = False) -> dict[str, Any]:
-    """What the command line trains with unless told otherwise."""
-    weights = THUMB_DEFAULTS if method in ("kto", "bco") else {}
-    return SHARED_DEFAULTS | weights | (FULL_DEFAULTS if full else LORA_DEFAULTS)
-
 
 def _print_fields(wanted: bool) -> None:
     if not wanted:
@@ -89,7 +70,13 @@ def train(
     ),
 ) -> None:
     """Fine-tune a model on thumbs. KTO learns from single 👍 and 👎; DPO and its family from the pairs in them."""
-    from thumbtune.training.settings import build_config, config_class, parse_overrides, read_settings
+    from thumbtune.training.settings import (
+        build_config,
+        config_class,
+        default_settings,
+        parse_overrides,
+        read_settings,
+    )
 
     config_class(method)  # an unknown method is refused before anything is read
     settings = default_settings(method, full=full)

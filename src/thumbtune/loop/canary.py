@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from thumbtune.errors import ConfigError
 from thumbtune.loop.evidence import Level, log_evidence, log_harm, log_split_evidence
+from thumbtune.loop.rules import read_fields
 
 Action = Literal["wait", "widen", "promote", "roll back", "stop"]
 """stop: it ends without an answer, and the champion stays."""
@@ -267,12 +268,7 @@ def replay(record: Mapping[str, Any]) -> Verdict:
 
 def read_rules(content: Mapping[str, Any]) -> CanaryRules:
     """Rules from JSON. Raises `ConfigError` for an unknown name."""
-    unknown = set(content) - set(CanaryRules.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(
-            f"there is no canary rule '{min(unknown)}': {', '.join(CanaryRules.__dataclass_fields__)}"
-        )
-    return CanaryRules(**{**content, "stages": tuple(content.get("stages", CanaryRules().stages))})
+    return read_fields(CanaryRules, content, "canary rule")
 
 
 def _first(curve: NDArray[np.float64], limit: float) -> float:

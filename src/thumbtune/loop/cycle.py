@@ -10,6 +10,7 @@ The champion is touched by none of this. It changes when a canary is promoted (`
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -84,8 +85,7 @@ def run_cycle(
         unfinished = find_unfinished(store)
         if unfinished is None and find_running_canary(store):
             return None
-        settings.folder.mkdir(parents=True, exist_ok=True)
-        number = (list_cycles(store, 1)[0].id if list_cycles(store, 1) else 0) + 1
+        number = 1 + max((cycle.id for cycle in list_cycles(store, 1)), default=0)
         folder = (settings.folder / f"cycle-{number}").resolve()
         cycle = unfinished or begin_cycle(store, settings.as_json(), str(folder))
         Path(cycle.folder).mkdir(parents=True, exist_ok=True)
@@ -107,9 +107,7 @@ def _run_steps(turn: Turn) -> tuple[str, str]:
                 found = run(turn, progress)
             result = {**found.result, "ends": found.outcome} if isinstance(found, Ended) else found
             record_step(turn.store, turn.cycle, name, result, started)
-            turn = Turn(
-                turn.store, find_cycle(turn.store, turn.cycle.id), turn.settings, turn.on_step, turn.judge
-            )
+            turn = replace(turn, cycle=find_cycle(turn.store, turn.cycle.id))
         if outcome := turn.result(name).get("ends"):
             return "done", outcome
     return "done", f"canary of {turn.result('train')['version']} began"
@@ -212,11 +210,11 @@ def _train(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
 
 
 def _measure(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
-    from thumbtune.loop.measure import measure
+    from thumbtune.loop.measure import choose_questions, measure
 
     champion = find_version(turn.store, turn.result("votes")["champion"])
     candidate = find_version(turn.store, turn.result("train")["version"])
-    questions = _make_questions(turn)
+    questions = choose_questions(turn.settings, turn.result("snapshot")["held_out"], seed=turn.cycle.id)
     evidence = measure(
         turn.settings.model,
         Path(champion.location) if champion.kind == "adapter" else None,
@@ -230,25 +228,6 @@ def _measure(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     return {"prompts": len(questions.prompts), "held_out_votes": len(questions.votes)}
 
 
-def _make_questions(turn: Turn) -> Any:
-    from thumbtune.data.formats import read_rows
-    from thumbtune.loop.measure import Questions, read_must_pass
-    from thumbtune.records import text_key
-
-    settings = turn.settings
-    held_out = turn.result("snapshot")["held_out"]
-    votes = [] if held_out is None else list(read_rows(held_out).examples)
-    prompts = list({text_key(example.prompt): example.prompt for example in votes}.values())
-    return Questions(
-        prompts=prompts[: settings.n_prompts],
-        votes=votes[-settings.most_held_out_votes :],
-        must_pass=read_must_pass(settings.must_pass) if settings.must_pass else (),
-        max_new_tokens=settings.max_new_tokens,
-        seed=turn.cycle.id,
-        system=settings.system,
-    )
-
-
 def _pass_gate(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     evidence = gate.read_evidence(json.loads((turn.folder / "evidence.json").read_text()))
     decision = gate.decide(evidence, turn.settings.gate)
@@ -256,7 +235,7 @@ def _pass_gate(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     version = turn.result("train")["version"]
     result = {
         "outcome": decision.outcome,
-        "checks": [asdict(check) | {"verdict": check.outcome} for check in decision.checks],
+        "checks": [asdict(check) for check in decision.checks],
         "record": str(turn.folder / "gate.json"),
     }
     record_metrics(turn.store, version, {"gate": {"outcome": decision.outcome, "reasons": decision.reasons}})
@@ -269,7 +248,7 @@ def _pass_gate(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
 def _stage(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     candidate, champion = turn.result("train")["version"], turn.result("votes")["champion"]
     known = next((one for one in list_canaries(turn.store) if one.candidate == candidate), None)
-    if known is not None:  # of a killed try, or the very same weights were tried before
+    if known is not None:  # of a killed try
         return {"canary": known.id}
     if was_touched(turn.store, turn.result("snapshot")["digest"]):
         return Ended(
@@ -295,8 +274,6 @@ def _notify(command: Sequence[str], cycle: Cycle) -> None:
     """Tell whoever wants to know. A bell that does not ring stops no turn."""
     if not command:
         return
-    import logging
-
     told = json.dumps({"cycle": cycle.id, "state": cycle.state, "outcome": cycle.outcome})
     try:
         subprocess.run(list(command), input=told, text=True, timeout=60, check=True)

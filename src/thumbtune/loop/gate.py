@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from thumbtune.errors import ConfigError
 from thumbtune.evaluation.statistics import (
     Estimate,
     estimate_mean,
     estimate_over_prompts,
     estimate_ratio,
 )
+from thumbtune.loop.rules import read_fields
 from thumbtune.preference.metrics import area_under_roc
 
 Outcome = Literal["pass", "refuse", "not enough data"]
@@ -145,12 +145,7 @@ def decide(evidence: Evidence, rules: GateRules) -> Decision:
 
 def read_rules(content: Mapping[str, Any]) -> GateRules:
     """Rules from JSON or TOML. Raises `ConfigError` for an unknown name."""
-    unknown = set(content) - set(GateRules.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(
-            f"there is no gate rule '{min(unknown)}': {', '.join(GateRules.__dataclass_fields__)}"
-        )
-    return GateRules(**content)
+    return read_fields(GateRules, content, "gate rule")
 
 
 def as_record(evidence: Evidence, rules: GateRules, decision: Decision) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from thumbtune.data.weights import DAY_US
 from thumbtune.loop.canary import Action, CanaryRules, Seen, Verdict, as_record, conclude, read_rules
 from thumbtune.store.canaries import (
     Canary,
@@ -18,8 +19,6 @@ from thumbtune.store.canaries import (
     widen_canary,
 )
 from thumbtune.store.database import Store, now_us
-
-DAY_US = 86_400_000_000
 
 _ENDS: dict[Action, State] = {"promote": "promoted", "roll back": "rolled_back", "stop": "inconclusive"}
 
@@ -38,8 +37,6 @@ class Look:
 
 def stage_canary(store: Store, candidate: str, rules: CanaryRules, *, actor: str) -> Canary:
     """Put a candidate in service on the first share of users. Raises `ConfigError`."""
-    from dataclasses import asdict
-
     return start_canary(store, candidate, asdict(rules), rules.stages[0], actor=actor)
 
 

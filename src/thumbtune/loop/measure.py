@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbtune.data.chat import tokenize_example
+from thumbtune.data.formats import read_rows
 from thumbtune.engine.loading import load_model_and_tokenizer
 from thumbtune.engine.logprobs import Branch, score_branches
 from thumbtune.errors import DataError
@@ -24,6 +25,7 @@ from thumbtune.evaluation.judge import score_samples
 from thumbtune.evaluation.judges import Judge
 from thumbtune.loop.gate import Answer, Evidence, Measured
 from thumbtune.loop.probes import Probe, make_probes, measure_flattery
+from thumbtune.loop.settings import LoopSettings
 from thumbtune.records import Example, Text, text_key
 from thumbtune.training.manifest import write_json
 
@@ -124,6 +126,20 @@ def measure(
         base_entropy=_base_entropy(parts, base_log_probs),
         labels=[example.label for example in questions.votes],
         vote_prompts=[numbers.setdefault(text_key(e.prompt), len(numbers)) for e in questions.votes],
+    )
+
+
+def choose_questions(settings: LoopSettings, held_out: str | Path | None, *, seed: int = 0) -> Questions:
+    """What a snapshot's hold-out gives to ask; nothing without one."""
+    votes = [] if held_out is None else list(read_rows(held_out).examples)
+    prompts = list({text_key(example.prompt): example.prompt for example in votes}.values())
+    return Questions(
+        prompts=prompts[: settings.n_prompts],
+        votes=votes[: settings.most_held_out_votes],
+        must_pass=read_must_pass(settings.must_pass) if settings.must_pass else (),
+        max_new_tokens=settings.max_new_tokens,
+        seed=seed,
+        system=settings.system,
     )
 
 

@@ -47,6 +47,8 @@ def export_merged(
         target = out / f"{version.version}.gguf"
         done = subprocess.run([converter, str(out), "--outfile", str(target)], capture_output=True, text=True)
         if done.returncode:
-            raise ModelError(f"{CONVERTER} failed: {done.stderr.strip().splitlines()[-1:]}")
+            raise ModelError(
+                f"{CONVERTER} failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}"
+            )
         written.append(target)
     return written

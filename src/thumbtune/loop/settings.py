@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from thumbtune.loop import canary, gate
 from thumbtune.loop.canary import CanaryRules
 from thumbtune.loop.curate import CurationRules
 from thumbtune.loop.gate import GateRules
+from thumbtune.loop.rules import read_fields
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class LoopSettings:
     n_prompts: int = 64
     """Held-out prompts that champion and candidate answer at the gate."""
     most_held_out_votes: int = 512
-    """Held-out votes that they rank there, the newest ones."""
+    """Held-out votes that they rank there; which ones follows from their content, as the snapshot's order does."""
     max_new_tokens: int = 64
     system: str | None = None
     """System message of the service, for the gate's probes."""
@@ -67,10 +68,6 @@ class LoopSettings:
 def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     """Settings from a TOML file and from options (those that are not None). Raises `ConfigError`."""
     content = _read_toml(path) | {name: value for name, value in given.items() if value is not None}
-    names = [one.name for one in fields(LoopSettings)]
-    unknown = set(content) - set(names)
-    if unknown:
-        raise ConfigError(f"there is no loop setting '{min(unknown)}': {', '.join(names)}")
     if "model" not in content:
         raise ConfigError(
             "name the base model: --model packaged:smollm2-135m-instruct, or model = in --config"
@@ -78,7 +75,7 @@ def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     readers: dict[str, Any] = {
         "gate": gate.read_rules,
         "canary": canary.read_rules,
-        "curation": _read_curation,
+        "curation": lambda given: read_fields(CurationRules, given, "curation rule"),
     }
     for name, read in readers.items():
         if isinstance(content.get(name), Mapping):
@@ -86,7 +83,7 @@ def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     for name in ("folder", "must_pass"):
         if content.get(name) is not None:
             content[name] = Path(content[name])
-    settings = LoopSettings(**content)
+    settings = read_fields(LoopSettings, content, "loop setting")
     if settings.method not in ("kto", "bco"):
         raise ConfigError(
             f"method {settings.method}: the loop collects thumbs, so kto or bco learn from them"
@@ -108,14 +105,3 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _read_curation(content: Mapping[str, Any]) -> CurationRules:
-    names = [one.name for one in fields(CurationRules)]
-    unknown = set(content) - set(names)
-    if unknown:
-        raise ConfigError(f"there is no curation rule '{min(unknown)}': {', '.join(names)}")
-    rules: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-    }
-    return CurationRules(**rules)

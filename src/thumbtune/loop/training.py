@@ -25,21 +25,8 @@ from thumbtune.loop.versions import describe_adapter
 from thumbtune.store.models import ModelVersion
 from thumbtune.training.adapters import lora_config
 from thumbtune.training.run import run_training
-from thumbtune.training.settings import build_config
+from thumbtune.training.settings import build_config, default_settings
 from thumbtune.training.trainers import TRAINERS
-
-DEFAULTS: Mapping[str, Any] = {
-    "learning_rate": 2e-4,
-    "num_train_epochs": 1,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 2,
-    "logging_steps": 1,
-    "save_steps": 25,
-    "save_total_limit": 2,
-    "disable_tqdm": True,
-    "desirable_weight": "auto",
-    "undesirable_weight": "auto",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +57,8 @@ def train_candidate(
     goes_on = champion.kind == "adapter"
     if goes_on:
         model = PeftModel.from_pretrained(model, champion.location, is_trainable=True)
-    config = build_config(
-        settings.method, {**DEFAULTS, **settings.training, "seed": seed, "output_dir": str(folder)}
-    )
+    asked = {**default_settings(settings.method), **settings.training}
+    config = build_config(settings.method, {**asked, "seed": seed, "output_dir": str(folder)})
     trainer = TRAINERS[settings.method](
         model=model,
         args=config,

@@ -7,11 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from thumbtune.data.formats import read_rows
 from thumbtune.data.synth.users import SimulatedUsers, parse_taste
 from thumbtune.evaluation.judges import UsersJudge
 from thumbtune.loop import gate
-from thumbtune.loop.measure import Questions, measure
+from thumbtune.loop.measure import choose_questions, measure
 from thumbtune.loop.row_files import read_columns
 from thumbtune.loop.settings import LoopSettings
 from thumbtune.loop.snapshot import read_snapshot
@@ -37,18 +36,11 @@ def bring_flatterer_to_the_gate(
     """Train a version to praise whoever asks, let people who love that judge it, and ask the gate."""
     flatterer = _train(loop, champion, list(_flatter(_read(snapshot))), folder, on_progress)
     fans = UsersJudge(SimulatedUsers(parse_taste("flattery")))
-    held_out = read_snapshot(snapshot).held_out
-    votes = [] if held_out is None else list(read_rows(held_out).examples)
     evidence = measure(
         loop.model,
         Path(champion.location) if champion.kind == "adapter" else None,
         Path(flatterer.location),
-        Questions(
-            prompts=list({str(vote.prompt): vote.prompt for vote in votes}.values())[: loop.n_prompts],
-            votes=votes,
-            max_new_tokens=loop.max_new_tokens,
-            system=loop.system,
-        ),
+        choose_questions(loop, read_snapshot(snapshot).held_out),
         folder,
         judge=fans,
         on_progress=on_progress,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbtune.data.synth.prompts import ask, question_prompts
+from thumbtune.data.synth.simulate import as_messages
 from thumbtune.data.synth.users import Sample, SimulatedUsers, parse_taste
 from thumbtune.errors import ConfigError
 from thumbtune.evaluation.judge import Sampling
@@ -37,11 +38,12 @@ from thumbtune.records import Text
 from thumbtune.simulation.crowd import Crowd
 from thumbtune.simulation.planted import bring_flatterer_to_the_gate, make_worse
 from thumbtune.simulation.pooled_engine import PooledEngine
-from thumbtune.store.canaries import Canary, find_canary, find_running_canary
-from thumbtune.store.cycles import Cycle
+from thumbtune.store.canaries import Canary, end_canary, find_canary, find_running_canary
+from thumbtune.store.cycles import Cycle, list_cycles
 from thumbtune.store.database import Store
 from thumbtune.store.models import find_pointer, find_version, register_version
 from thumbtune.store.secrets import open_secrets
+from thumbtune.training.manifest import write_json
 
 OnStage = Callable[[str], AbstractContextManager[Any]]
 """Called with a stage's name; gives a context manager that yields a progress callback (done, total, note)."""
@@ -171,8 +173,6 @@ class Simulation:
     def _write(
         self, cycles: list[dict[str, Any]], content: Mapping[str, Any], started: float
     ) -> dict[str, Any]:
-        from thumbtune.training.manifest import write_json
-
         result = {
             "base": cycles[0],
             "cycles": cycles[1:],
@@ -213,8 +213,6 @@ class Simulation:
                 canary = await asyncio.to_thread(find_canary, self.store, running.id)
                 if canary.state != "running":
                     return canary
-        from thumbtune.store.canaries import end_canary
-
         end_canary(self.store, running, "inconclusive", None, actor="simulation")
         await self.gateway.in_service.follow()
         return await asyncio.to_thread(find_canary, self.store, running.id)
@@ -235,7 +233,7 @@ class Simulation:
             person = self._random.randrange(self.crowd.n_people)
         prompt = self._random.choice(self.prompts)
         identity = Identity(self.gateway.doorkeeper.secrets.user_key("simulation", str(person)), "client")
-        request = ChatRequest.model_validate({"messages": _as_messages(prompt)})
+        request = ChatRequest.model_validate({"messages": as_messages(prompt)})
         answer = await self.gateway.complete_chat(self.gateway.begin_chat(request, identity))
         choice = answer["choices"][0]
         sample = Sample(
@@ -358,8 +356,6 @@ class Simulation:
         return {"planted_flatterer_refused": told["outcome"] == "refuse", "planted_flatterer": told}
 
     def _last_snapshot(self) -> Path:
-        from thumbtune.store.cycles import list_cycles
-
         cycle = next(one for one in list_cycles(self.store) if "train" in one.steps)
         return Path(cycle.steps["snapshot"].result["folder"])
 
@@ -377,9 +373,3 @@ class Simulation:
         server = uvicorn.Server(config)
         self._page_task = asyncio.create_task(server.serve())
         return server
-
-
-def _as_messages(prompt: Text) -> list[dict[str, Any]]:
-    from thumbtune.data.synth.simulate import as_messages
-
-    return as_messages(prompt)

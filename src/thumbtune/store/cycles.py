@@ -57,10 +57,7 @@ class Cycle:
 
 
 def begin_cycle(store: Store, settings: Mapping[str, Any], folder: str) -> Cycle:
-    """The turn that was left unfinished, or a new one."""
-    open_one = next((cycle for cycle in list_cycles(store) if cycle.state == "running"), None)
-    if open_one is not None:
-        return open_one
+    """A new turn."""
     with store.write() as connection:
         number = connection.execute(
             insert(cycles).values(

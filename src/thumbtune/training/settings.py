@@ -21,6 +21,26 @@ from thumbtune.training.methods import METHODS
 CONFIGS: dict[str, type[PreferenceConfig]] = {name: method.config for name, method in METHODS.items()}
 
 
+LORA_DEFAULTS: dict[str, Any] = {"learning_rate": 2e-4}
+FULL_DEFAULTS: dict[str, Any] = {"learning_rate": 5e-6}
+SHARED_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 2,
+    "logging_steps": 1,
+    "save_steps": 25,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+}
+THUMB_DEFAULTS: dict[str, Any] = {"desirable_weight": "auto", "undesirable_weight": "auto"}
+
+
+def default_settings(method: str, *, full: bool = False) -> dict[str, Any]:
+    """What command line and loop train with unless told otherwise."""
+    weights = THUMB_DEFAULTS if method in ("kto", "bco") else {}
+    return SHARED_DEFAULTS | weights | (FULL_DEFAULTS if full else LORA_DEFAULTS)
+
+
 def config_class(method: str) -> type[PreferenceConfig]:
     """The config of a method. Raises `ConfigError` naming the methods that there are."""
     if method not in CONFIGS:
