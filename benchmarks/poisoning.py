@@ -1,55 +1,62 @@
 """What attackers move: people with a hidden taste and some who press against it, with the loop's defences and without.
 
 Everybody chats with the same base model and presses; a candidate is trained on what curation leaves; it answers prompts
-that nobody asked, and the crowd's taste judges. `moved` is its distance to the candidate of a crowd without attackers.
+that nobody asked, and the crowd's taste judges. `moved` is its distance to the candidate of a crowd without attackers
+that was curated the same way, prompt by prompt, over all seeds. Who floods has patience: since a simulated year takes
+minutes here, the rule against bursts is off, and only the share of one voter and the quorum defend.
 
-    python benchmarks/poisoning.py [--seeds 0,1] [--chats 900] [--out runs/poisoning]
+    python benchmarks/poisoning.py [--seeds 0,1,2] [--chats 900] [--out runs/poisoning]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shutil
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from thumbtune.cli.progress import stage
+from thumbtune.evaluation.statistics import estimate_mean, estimate_share
 from thumbtune.loop.curate import CurationRules
 from thumbtune.loop.snapshot import freeze
 from thumbtune.loop.staging import stage_votes
 from thumbtune.loop.training import train_candidate
 from thumbtune.simulation.run import Simulation, SimulationSettings
 
-DEFENDED = CurationRules(keep_apart="completion", near_duplicates=None)
-OPEN = replace(DEFENDED, most_votes_of_one=None, burst_votes=None, quorum=None)
+DEFENDED = CurationRules(keep_apart="completion", near_duplicates=None, burst_votes=None)
+DEFENCES = {"on": DEFENDED, "off": replace(DEFENDED, most_votes_of_one=None, quorum=None)}
 
 CROWDS = {
-    "nobody": {"attackers": 0.0},
-    "5 % of people": {"attackers": 0.05},
-    "one with 1,000 votes": {"attackers": 0.0},
+    "nobody": (0.0, 0),
+    "5 % of people": (0.05, 0),
+    "one with 1,000 votes": (0.0, 1_000),
 }
+"""The share of people who attack, and the votes of one who came by themselves."""
 
 
 class Attacked(Simulation):
     """One crowd that votes, and one candidate for each way of curating."""
 
-    flood = 0
+    def __init__(self, settings: SimulationSettings, flood: int) -> None:
+        super().__init__(settings, stage)
+        self.flood = flood
 
     async def _run(self) -> dict[str, Any]:
         await self._open()
+        self.engine.catalogue = self.held_out  # candidates meet nobody else
         try:
             await self._chat(self.settings.chats, 0, "people chat")
             for number in range(self.flood):
                 await self._one_chat(0, person=-1)
                 if number % 25 == 0:
                     await asyncio.sleep(0)
-            found = {}
-            for name, rules in (("on", DEFENDED), ("off", OPEN)):
-                found[name] = await self._train(name, rules)
-            return {"base": self._up_rate(self.engine.base.version), **found}
+            return {name: await self._train(name, rules) for name, rules in DEFENCES.items()}
         finally:
             await self.gateway.close()
 
@@ -70,13 +77,14 @@ class Attacked(Simulation):
                     on_progress=progress,
                 )
             )
-        assert candidate.version is not None
+        if candidate.version is None:
+            raise SystemExit(f"no candidate: {candidate}")
         await self.engine.load_adapter(candidate.version)
-        return {"up_rate": self._up_rate(candidate.version.version), "outcomes": dict(snapshot.outcomes)}
-
-
-class Flooded(Attacked):
-    flood = 1_000
+        return {
+            "liked": self._judge_answers(candidate.version.version),
+            "base": self._judge_answers(self.engine.base.version),
+            "outcomes": dict(snapshot.outcomes),
+        }
 
 
 def main() -> None:
@@ -84,32 +92,60 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="packaged:smollm2-135m-instruct")
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--chats", type=int, default=900)
     parser.add_argument("--out", type=Path, default=Path("runs/poisoning"))
     given = parser.parse_args()
-    print("| seed | attackers | defences | up-rate (95 %) | moved | rows | left out |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for seed in map(int, given.seeds.split(",")):
-        clean: dict[str, float] = {}
-        for name, crowd in CROWDS.items():
-            out = given.out / f"{seed}-{name.split()[0]}"
+    found = {}
+    for seed in given.seeds.split(","):
+        for crowd, (attackers, flood) in CROWDS.items():
+            out = given.out / f"{seed}-{crowd.split()[0]}"
             shutil.rmtree(out, ignore_errors=True)
             settings = SimulationSettings(
-                model=given.model, out=out, seed=seed, chats=given.chats, plant=False, crowd=crowd
+                model=given.model,
+                out=out,
+                seed=int(seed),
+                chats=given.chats,
+                n_held_out=96,
+                plant=False,
+                crowd={"attackers": attackers},
             )
-            run = (Flooded if "1,000" in name else Attacked)(settings, lambda _: nullcontext(lambda *_: None))
-            found = run.run()
-            for defences in ("on", "off"):
-                told, rate = found[defences], found[defences]["up_rate"]
-                clean.setdefault(defences, rate["mean"])
-                outcomes = told["outcomes"]
-                left = ", ".join(f"{n} {why}" for why, n in outcomes.items() if not why.startswith("kept"))
-                interval = f"{rate['mean']:.0%} ({rate['low']:.0%} to {rate['high']:.0%})"
-                moved = 100 * (rate["mean"] - clean[defences])
-                kept = outcomes.get("kept: training", 0)
-                row = f"| {seed} | {name} | {defences} | {interval} | {moved:+.0f} points | {kept} | {left} |"
-                print(row, flush=True)
+            found[f"{seed}: {crowd}"] = Attacked(settings, flood).run()
+            (given.out / "found.json").write_text(json.dumps(found))
+            print_table(found)
+
+
+def print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row a crowd and way of curating, over the seeds at hand."""
+    print(
+        "| attackers | defences | up-rate (95 %) | moved, points (95 %) | rows of each seed | left out, all seeds |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    for crowd in CROWDS:
+        runs = [
+            (told, found[f"{name.split(':')[0]}: nobody"])
+            for name, told in found.items()
+            if name.endswith(crowd)
+        ]
+        if not runs:
+            continue
+        for defences in DEFENCES:
+            liked = [one for told, _ in runs for one in told[defences]["liked"]]
+            clean = [one for _, nobody in runs for one in nobody[defences]["liked"]]
+            rate = estimate_share(liked)
+            moved = estimate_mean(
+                [100 * (mean(one) - mean(other)) for one, other in zip(liked, clean, strict=True)]
+            )
+            outcomes = [Counter(told[defences]["outcomes"]) for told, _ in runs]
+            rows = ", ".join(str(one["kept: training"]) for one in outcomes)
+            left = ", ".join(f"{n} {why}" for why, n in sum(outcomes, Counter()).items() if "kept" not in why)
+            print(
+                f"| {crowd} | {defences} | {rate.mean:.0%} ({rate.low:.0%} to {rate.high:.0%}) "
+                f"| {moved.mean:+.1f} ({moved.low:+.1f} to {moved.high:+.1f}) | {rows} | {left} |",
+                flush=True,
+            )
+    base = estimate_share([one for told in found.values() for one in told["on"]["base"]])
+    print(f"base: {base.mean:.0%}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class PooledEngine:
         on_pool: Callable[[str], Any] = lambda _: nullcontext(lambda *_: None),
     ) -> None:
         self._location = location
-        self._catalogue = list(catalogue)
+        self.catalogue = list(catalogue)
+        """The prompts that a version answers once it is loaded."""
         self._sampling = sampling
         self._folder = folder
         self._on_pool = on_pool
@@ -111,12 +112,12 @@ class PooledEngine:
             rows = sample_with_cache(
                 self._adapters.model,
                 self._tokenizer,
-                self._catalogue,
+                self.catalogue,
                 self._sampling,
                 path,
                 version,
                 progress,
             )
         self._pools[version] = {
-            text_key(as_messages(prompt)): row for prompt, row in zip(self._catalogue, rows, strict=True)
+            text_key(as_messages(prompt)): row for prompt, row in zip(self.catalogue, rows, strict=True)
         }

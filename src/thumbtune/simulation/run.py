@@ -275,14 +275,17 @@ class Simulation:
 
     def _up_rate(self, version: str) -> dict[str, float]:
         """Of a version on prompts that nobody asked, by the taste without noise."""
-        outcomes = [
+        return estimate_share(self._judge_answers(version)).as_dict()
+
+    def _judge_answers(self, version: str) -> list[list[float]]:
+        """Whether the taste likes each answer to each prompt that nobody asked."""
+        return [
             [
                 float(self.crowd.taste.likes(Sample(prompt, said.text, len(said.token_ids), said.finished)))
                 for said in self.engine.find_pool(version, prompt)
             ]
             for prompt in self.held_out
         ]
-        return estimate_share(outcomes).as_dict()
 
     # Accidents
 
