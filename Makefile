@@ -34,10 +34,14 @@ methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (
 		--sweep noise=0,0.1,0.3@120 --sweep ratio=1:1,1:10,10:1@66 --sweep per-prompt=1,all@60 \
 		--pool-samples 8 --crossing 24,48,96,192
 
+WITH_A_STORE := tests/gateway tests/loop/test_cycle.py tests/cli/test_loop.py \
+	--ignore-glob 'tests/gateway/*browser*' --ignore tests/gateway/test_local_engine.py
+
 test: setup  ## The fast tests: no network, under ten minutes on two cores
 	scripts/install-chromium
 	scripts/install-postgres
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --store postgresql $(WITH_A_STORE)
 
 test-slow: setup  ## Tests that need the real model or minutes
 	$(BIN)/python -m pytest -m slow

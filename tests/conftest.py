@@ -129,7 +129,7 @@ def postgres_server() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_postgres_database(postgres_server: str) -> Callable[[], str]:
     """Gives the address of a new, empty database at each call."""
     import secrets
@@ -143,3 +143,34 @@ def make_postgres_database(postgres_server: str) -> Callable[[], str]:
         return f"{postgres_server}/{name}"
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store",
+        choices=("sqlite", "postgresql"),
+        default="sqlite",
+        help="What the stores of the gateway's, the loop's and the command line's tests are.",
+    )
+
+
+@pytest.fixture(scope="session")
+def find_store_url(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+    """The address of a folder's store, the same at each call: of a file in it, or of a database of its own."""
+    if request.config.getoption("--store") == "sqlite":
+        return lambda folder: str(folder / "votes.db")
+    make: Callable[[], str] = request.getfixturevalue("make_postgres_database")
+    made: dict[Path, str] = {}
+
+    def find(folder: Path) -> str:
+        if folder not in made:
+            made[folder] = make()
+        return made[folder]
+
+    return find
+
+
+@pytest.fixture
+def url(find_store_url: Callable[[Path], str], tmp_path: Path) -> str:
+    """The address of an empty store."""
+    return find_store_url(tmp_path)

@@ -20,11 +20,6 @@ from thumbtune.store.database import Store
 from thumbtune.store.models import ModelVersion, point, register_version
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return str(tmp_path / "votes.db")
-
-
 def call(*words: str, ends_with: int = 0) -> str:
     result = CliRunner().invoke(app, list(words))
     if isinstance(result.exception, Exception) and not isinstance(result.exception, SystemExit):

@@ -18,14 +18,16 @@ Serve = Callable[..., Served]
 
 
 @pytest.fixture(scope="module")
-def serve_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def serve_one(
+    tmp_path_factory: pytest.TempPathFactory, find_store_url: Callable[[Path], str]
+) -> Iterator[Serve]:
     """Serves a gateway over a new store, with settings; it runs until the module's tests are done."""
     with ExitStack() as stack:
 
         def start(engine: Any = None, folder: Path | None = None, **settings: Any) -> Served:
             folder = folder or tmp_path_factory.mktemp("store")
             engine = engine or ScriptedEngine()
-            gateway = build_gateway(f"sqlite:///{folder / 'votes.db'}", folder, engine, **settings)
+            gateway = build_gateway(find_store_url(folder), folder, engine, **settings)
             address = stack.enter_context(serve_gateway(gateway))
             http = stack.enter_context(httpx.Client(base_url=address, timeout=TIMEOUT))
             return Served(address, gateway, engine, http)

@@ -131,7 +131,7 @@ def test_a_candidate_that_cannot_be_loaded_is_rolled_back(house: Served) -> None
     assert house.chat("hello").json()["model"] == "base-1"
 
 
-def test_two_who_follow_at_once_load_a_candidate_once(tmp_path: Path) -> None:
+def test_two_who_follow_at_once_load_a_candidate_once(url: str, tmp_path: Path) -> None:
     """Seen in a simulation: the second found it half loaded, and rolled it back."""
     import asyncio
 
@@ -147,7 +147,7 @@ def test_two_who_follow_at_once_load_a_candidate_once(tmp_path: Path) -> None:
 
     async def run() -> tuple[int, str]:
         engine = SlowEngine()
-        gateway = build_gateway(str(tmp_path / "votes.db"), tmp_path, engine)
+        gateway = build_gateway(url, tmp_path, engine)
         await gateway.start()
         register_version(gateway.store, ModelVersion(CANDIDATE, "adapter", "some/folder"))
         canary = stage_canary(gateway.store, CANDIDATE, HALF, actor="test")
@@ -160,9 +160,8 @@ def test_two_who_follow_at_once_load_a_candidate_once(tmp_path: Path) -> None:
 
 
 def test_a_promotion_and_the_way_back_take_under_a_second_and_no_request_fails(
-    tmp_path: Path,
+    url: str, tmp_path: Path
 ) -> None:
-    url = str(tmp_path / "votes.db")
     gateway = build_gateway(url, tmp_path, MoodyEngine())
     with serve_gateway(gateway) as address:
         other = Store(url)
@@ -217,11 +216,10 @@ def test_a_version_out_of_service_is_let_go_after_a_while(
     assert house.chat("hello").json()["model"] == "base-1"
 
 
-def test_a_canary_behind_vllm_is_loaded_under_the_name_of_its_content(tmp_path: Path) -> None:
+def test_a_canary_behind_vllm_is_loaded_under_the_name_of_its_content(url: str, tmp_path: Path) -> None:
     stub = Stub()
     with serve(stub.app) as upstream:
         engine = Upstream(f"{upstream}/v1", api_key=None, timeout_seconds=20, model=stub.models[0])
-        url = str(tmp_path / "votes.db")
         gateway = build_gateway(url, tmp_path, engine)
         with serve_gateway(gateway) as address:
             other = Store(url)

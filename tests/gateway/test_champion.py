@@ -28,11 +28,6 @@ class LoadingEngine(ScriptedEngine):
         await super().load_adapter(version)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return str(tmp_path / "votes.db")
-
-
 def ask_model(address: str) -> str:
     body = {"messages": [{"role": "user", "content": "hello"}]}
     found: str = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=20).json()["model"]
@@ -83,6 +78,7 @@ def test_a_start_without_the_champion_is_refused_and_points_nowhere_else(
     gateway: Any = build_gateway(url, tmp_path, LoadingEngine())
     with pytest.raises(ConfigError, match=rf"champion {version} is not among what is served here \(base-1\)"):
         asyncio.run(gateway.start())
+    asyncio.run(gateway.close())
     pointer = find_pointer(store)
     assert pointer is not None
     assert pointer.version == version
@@ -102,6 +98,7 @@ def test_a_champion_that_is_not_served_is_never_replaced_unnoticed(url: str, tmp
         asyncio.run(gateway.start())
     except ConfigError as error:
         problem = str(error)
+    asyncio.run(gateway.close())
     assert "adapter-2" in problem
     assert not gateway.is_ready
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,11 @@ def ask(http: httpx.Client, text: str, **more: Any) -> dict[str, Any]:
 
 
 def test_a_vote_travels_from_a_fresh_folder_to_a_trained_adapter_in_service(
-    tmp_path: Path, tiny_model_path: Path
+    tmp_path: Path, url: str, tiny_model_path: Path
 ) -> None:
     """Serve a real (tiny) model, chat, vote, export, check, train, serve the adapter, and go back."""
     with (
-        run_serve(tmp_path, "--model", str(tiny_model_path)) as (process, address),
+        run_serve(tmp_path, "--store", url, "--model", str(tiny_model_path)) as (process, address),
         httpx.Client(base_url=address, timeout=60) as http,
     ):
         base = ask(http, "hello")["model"]
@@ -88,14 +88,17 @@ def test_a_vote_travels_from_a_fresh_folder_to_a_trained_adapter_in_service(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    exported = json.loads(run("export", "--out", "thumbs.jsonl", "--json"))
+    exported = json.loads(run("export", "--store", url, "--out", "thumbs.jsonl", "--json"))
     assert (exported["n_rows"], exported["n_up"]) == (12, 6)
     assert json.loads(run("data", "check", "thumbs.jsonl", "--json"))["n_rows"] == 12
     settings = ["--num-train-epochs", "1", "--per-device-train-batch-size", "4", "--logging-steps", "1"]
     run("train", "thumbs.jsonl", "--model", str(tiny_model_path), "--out", "run", *settings)
 
     with (
-        run_serve(tmp_path, "--model", str(tiny_model_path), "--adapter", "run") as (_, address),
+        run_serve(tmp_path, "--store", url, "--model", str(tiny_model_path), "--adapter", "run") as (
+            _,
+            address,
+        ),
         httpx.Client(base_url=address, timeout=60) as http,
     ):
         assert ask(http, "hello")["model"] == base, "what was in service stays in service"
@@ -112,9 +115,11 @@ def test_a_vote_travels_from_a_fresh_folder_to_a_trained_adapter_in_service(
         assert ask(http, "hello")["model"] == base
 
 
-def test_stopping_lets_an_answer_finish_and_its_vote_count(tmp_path: Path, tiny_model_path: Path) -> None:
+def test_stopping_lets_an_answer_finish_and_its_vote_count(
+    tmp_path: Path, url: str, tiny_model_path: Path
+) -> None:
     with (
-        run_serve(tmp_path, "--model", str(tiny_model_path)) as (process, address),
+        run_serve(tmp_path, "--store", url, "--model", str(tiny_model_path)) as (process, address),
         httpx.Client(base_url=address, timeout=60) as http,
     ):
         body = {
@@ -133,7 +138,7 @@ def test_stopping_lets_an_answer_finish_and_its_vote_count(tmp_path: Path, tiny_
         assert process.wait(30) == -signal.SIGTERM, "it ends by the signal, once it has drained"
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/healthz")
-    with Store(str(tmp_path / "thumbtune.db")).read() as connection:
+    with closing(Store(url)) as store, store.read() as connection:
         rows = connection.exec_driver_sql("SELECT finish_reason FROM completions").all()
     assert [tuple(row) for row in rows] in ([("stop",)], [("length",)])
 
@@ -245,14 +250,15 @@ def test_show_settings_hides_what_is_secret(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["port"] == 8400
 
 
-def test_votes_of_before_are_there_after_a_restart(tmp_path: Path, tiny_model_path: Path) -> None:
+def test_votes_of_before_are_there_after_a_restart(tmp_path: Path, url: str, tiny_model_path: Path) -> None:
     for round_ in range(2):
         with (
-            run_serve(tmp_path, "--model", str(tiny_model_path)) as (process, address),
+            run_serve(tmp_path, "--store", url, "--model", str(tiny_model_path)) as (process, address),
             httpx.Client(base_url=address, timeout=60) as http,
         ):
             info = ask(http, "hello")["thumbtune"]
             token = {"completion_id": info["completion_id"], "vote_token": info["vote_token"]}
             http.post("/v1/feedback", json=token | {"label": True})
             process.kill()
-        assert len(list_votes(Store(str(tmp_path / "thumbtune.db")))) == round_ + 1
+        with closing(Store(url)) as store:
+            assert len(list_votes(store)) == round_ + 1

@@ -13,33 +13,43 @@ from thumbtune.store.reading import list_votes
 
 
 class Weather:
-    """A pragma on every connection that is taken up: SQLite then fails as it would for real."""
+    """A setting of every connection or transaction that is begun: the database then fails as it would for real."""
 
     def __init__(self, engine: Engine) -> None:
-        self.pragma = ""
-        event.listen(engine, "checkout", self._run)
+        self.setting = ""
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "checkout", lambda connection, *_: self._run(connection.execute))
+        else:
+            event.listen(engine, "begin", lambda connection: self._run(connection.exec_driver_sql))
 
-    def _run(self, connection: Any, *_: Any) -> None:
-        if self.pragma:
-            connection.execute(f"PRAGMA {self.pragma}").close()
+    def _run(self, execute: Callable[[str], Any]) -> None:
+        if self.setting:
+            execute(self.setting).close()
+
+
+READ_ONLY = ("PRAGMA query_only=ON", "PRAGMA query_only=OFF")
 
 
 @pytest.mark.parametrize(
     ("during", "after"),
-    [("max_page_count=1", "max_page_count=1000000"), ("query_only=ON", "query_only=OFF")],
+    [("PRAGMA max_page_count=1", "PRAGMA max_page_count=1000000"), READ_ONLY],
     ids=["a full disk", "a read-only database"],
 )
 def test_a_vote_that_cannot_be_stored_is_a_503_and_can_be_sent_again(
     serve_one: Callable[..., Served], during: str, after: str
 ) -> None:
     house = serve_one(user_tokens="1000000000/minute")
+    if not house.gateway.store.is_sqlite:
+        if (during, after) != READ_ONLY:
+            pytest.skip("PostgreSQL's disk cannot be filled by a setting")
+        during, after = (f"SET transaction_read_only = {state}" for state in ("on", "off"))
     weather = Weather(house.gateway.store.engine)
     answer = house.ask("a question " * 200)
     press = {"completion_id": answer["completion_id"], "vote_token": answer["vote_token"], "label": False}
     large = press | {"idempotency_key": "one", "comment": "why " * 2_000}
     assert house.vote(**press | {"idempotency_key": "zero"}).json()["status"] == "recorded"
 
-    weather.pragma = during
+    weather.setting = during
     refused = house.vote(**large)
     assert refused.status_code == 503
     assert refused.headers["Retry-After"]
@@ -48,7 +58,7 @@ def test_a_vote_that_cannot_be_stored_is_a_503_and_can_be_sent_again(
     assert house.chat("another question " * 5_000).status_code == 503, "an answer nobody could vote on"
     assert house.http.get("/healthz").status_code == 200
 
-    weather.pragma = after
+    weather.setting = after
     assert house.vote(**large).json()["status"] == "changed"
     assert house.vote(**large).json()["status"] == "repeated"
     (vote,) = list_votes(house.gateway.store)

@@ -289,7 +289,9 @@ def test_a_client_that_hangs_up_before_the_answer_is_kept_as_cancelled(open_hous
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_at_whatever_moment_a_client_leaves_its_completion_is_kept(tmp_path: Path, streamed: bool) -> None:
+def test_at_whatever_moment_a_client_leaves_its_completion_is_kept(
+    url: str, tmp_path: Path, streamed: bool
+) -> None:
     async def answer(gateway: Gateway, serving: Any) -> None:
         if not streamed:
             await gateway.complete_chat(serving)
@@ -313,7 +315,6 @@ def test_at_whatever_moment_a_client_leaves_its_completion_is_kept(tmp_path: Pat
         await gateway.close()
         return names
 
-    url = f"sqlite:///{tmp_path / 'votes.db'}"
     names = asyncio.run(leave_everywhere(build_gateway(url, tmp_path)))
     store = Store(url)
     with store.read() as connection:

@@ -39,15 +39,11 @@ def _import_once() -> None:
 
 
 @pytest.fixture
-def store_url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """On SQLite, but for the tests that ask for PostgreSQL."""
-    if getattr(request, "param", "sqlite") == "sqlite":
-        return str(tmp_path / "votes.db")
-    make = request.getfixturevalue("make_postgres_database")
-    return str(make())
+def store_url(url: str) -> str:
+    """What `--store` asks for: a turn takes seconds, so not both each time."""
+    return url
 
 
-@pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_turn_goes_from_votes_to_a_canary(
     store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep
 ) -> None:
@@ -296,13 +292,11 @@ def run_until_killed(url: str, model: Path, folder: Path, kill_at: str = "never"
 
 @pytest.mark.parametrize("kill_at", [f"{when} {name}" for name in STEPS for when in ("before", "after")])
 def test_a_turn_that_is_killed_is_completed_by_the_next_call(
-    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, kill_at: str
+    store: Store, url: str, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, kill_at: str
 ) -> None:
     fill(store)
     base = serve_base(store, tiny_model_path)
-    child = _PROCESSES.Process(
-        target=run_until_killed, args=(str(tmp_path / "votes.db"), tiny_model_path, tmp_path, kill_at)
-    )
+    child = _PROCESSES.Process(target=run_until_killed, args=(url, tiny_model_path, tmp_path, kill_at))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -318,14 +312,12 @@ def test_a_turn_that_is_killed_is_completed_by_the_next_call(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_a_turn_that_is_killed_at_any_moment_is_completed_by_the_next_call(
-    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, seed: int
+    store: Store, url: str, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, seed: int
 ) -> None:
     fill(store)
     base = serve_base(store, tiny_model_path)
     moment = random.Random(seed).uniform(0.1, 4.0)  # a turn takes about four seconds
-    child = _PROCESSES.Process(
-        target=run_until_killed, args=(str(tmp_path / "votes.db"), tiny_model_path, tmp_path)
-    )
+    child = _PROCESSES.Process(target=run_until_killed, args=(url, tiny_model_path, tmp_path))
     child.start()
     child.join(moment)
     child.kill()

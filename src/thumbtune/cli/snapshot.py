@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from thumbtune.cli.store import DEFAULT_STORE, AsJson, StoreUrl
+from thumbtune.cli.store import DEFAULT_STORE, AsJson, StoreUrl, open_store
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -75,7 +75,6 @@ def snapshot(
     """Freeze the votes into a folder: rows to train on, rows to measure on, and what became of every vote."""
     from thumbtune.loop.curate import CurationRules
     from thumbtune.loop.snapshot import take_snapshot
-    from thumbtune.store.database import Store
 
     most, burst = (
         _read_number("most-votes-of-one", most_votes_of_one),
@@ -92,7 +91,7 @@ def snapshot(
         half_life_days=half_life_days,
         salt=salt,
     )
-    done = take_snapshot(Store(url, must_exist=True), rules, out, backend=backend, memory_limit=memory_limit)
+    done = take_snapshot(open_store(url), rules, out, backend=backend, memory_limit=memory_limit)
     if as_json:
         print(json.dumps(asdict(done) | {"folder": str(done.folder)}))
         return

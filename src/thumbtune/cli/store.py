@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,11 +26,17 @@ models = typer.Typer(help="Model versions, and the one in service.", no_args_is_
 store = typer.Typer(help="The store: back-up, retention.", no_args_is_help=True)
 
 
-def open_store(url: str) -> Any:
-    """The store at an address; one that does not exist is refused."""
+opened = ExitStack()
+"""The stores of a command; closed at its end."""
+
+
+def open_store(url: str, *, must_exist: bool = True) -> Any:
+    """The store at an address; one that does not exist is refused, or made."""
     from thumbtune.store.database import Store
 
-    return Store(url, must_exist=True)
+    store = Store(url, must_exist=must_exist)
+    opened.callback(store.close)
+    return store
 
 
 def export(
@@ -112,10 +119,9 @@ def create(
 
       thumbtune keys create shop --role client --speaks-for-users
     """
-    from thumbtune.store.database import Store
     from thumbtune.store.keys import create_key
 
-    key, secret = create_key(Store(url), name, role, speaks_for_users=speaks_for_users)
+    key, secret = create_key(open_store(url, must_exist=False), name, role, speaks_for_users=speaks_for_users)
     if as_json:
         print(json.dumps(asdict(key) | {"secret": secret}))
         return
