@@ -2,8 +2,9 @@
 
 Everybody chats with the same base model and presses; a candidate is trained on what curation leaves; it answers prompts
 that nobody asked, and the crowd's taste judges. `moved` is its distance to the candidate of a crowd without attackers
-that was curated the same way, prompt by prompt, over all seeds. Who floods has patience: since a simulated year takes
-minutes here, the rule against bursts is off, and only the share of one voter and the quorum defend.
+that was curated the same way, prompt by prompt, over all seeds. A run on few rows is noisy: with the defences on, two
+candidates are trained on the same rows, and how far they lie apart is printed too. Who floods has patience: since a
+simulated year takes minutes here, the rule against bursts is off; only the share of one voter and the quorum defend.
 
     python benchmarks/poisoning.py [--seeds 0,1,2] [--chats 900] [--out runs/poisoning]
 """
@@ -15,8 +16,9 @@ import asyncio
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,6 +41,8 @@ CROWDS = {
 }
 """The share of people who attack, and the votes of one who came by themselves."""
 
+TRAININGS = {"on": 2, "off": 1}
+
 
 class Attacked(Simulation):
     """One crowd that votes, and one candidate for each way of curating."""
@@ -60,28 +64,30 @@ class Attacked(Simulation):
         finally:
             await self.gateway.close()
 
-    async def _train(self, name: str, rules: CurationRules) -> dict[str, Any]:
-        folder = self.settings.out / name
+    async def _train(self, defences: str, rules: CurationRules) -> dict[str, Any]:
+        folder = self.settings.out / defences
         folder.mkdir()
         staged = await asyncio.to_thread(stage_votes, self.store, folder / "staged")
         snapshot = await asyncio.to_thread(freeze, staged, rules, folder / "snapshot")
-        with stage(f"defences {name}: training") as progress:
-            candidate = await asyncio.to_thread(
-                lambda: train_candidate(
+        liked = []
+        for number in range(TRAININGS[defences]):
+            with stage(f"defences {defences}, training {number + 1}") as progress:
+                candidate = await asyncio.to_thread(
+                    train_candidate,
                     self.loop,
                     self.engine.base,
                     rows=snapshot.train,
                     seen_before_us=None,
-                    folder=folder / f"adapter-{name}",
-                    seed=self.settings.seed,
+                    folder=folder / f"adapter-{defences}-{number}",
+                    seed=self.settings.seed + 1_000 * number,
                     on_progress=progress,
                 )
-            )
-        if candidate.version is None:
-            raise SystemExit(f"no candidate: {candidate}")
-        await self.engine.load_adapter(candidate.version)
+            if candidate.version is None:
+                raise SystemExit(f"no candidate: {candidate}")
+            await self.engine.load_adapter(candidate.version)
+            liked.append(self._judge_answers(candidate.version.version))
         return {
-            "liked": self._judge_answers(candidate.version.version),
+            "liked": liked,
             "base": self._judge_answers(self.engine.base.version),
             "outcomes": dict(snapshot.outcomes),
         }
@@ -118,9 +124,9 @@ def main() -> None:
 def print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
     """One row a crowd and way of curating, over the seeds at hand."""
     print(
-        "| attackers | defences | up-rate (95 %) | moved, points (95 %) | rows of each seed | left out, all seeds |"
+        "| attackers | defences | up-rate (95 %) | moved, points (95 %) | each seed | rows | left out, all seeds |"
     )
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for crowd in CROWDS:
         runs = [
             (told, found[f"{name.split(':')[0]}: nobody"])
@@ -130,22 +136,31 @@ def print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
         if not runs:
             continue
         for defences in DEFENCES:
-            liked = [one for told, _ in runs for one in told[defences]["liked"]]
-            clean = [one for _, nobody in runs for one in nobody[defences]["liked"]]
-            rate = estimate_share(liked)
-            moved = estimate_mean(
-                [100 * (mean(one) - mean(other)) for one, other in zip(liked, clean, strict=True)]
-            )
+            liked = [join_trainings(told[defences]["liked"]) for told, _ in runs]
+            clean = [join_trainings(nobody[defences]["liked"]) for _, nobody in runs]
+            moved = [
+                [100 * (mean(one) - mean(other)) for one, other in zip(*pair, strict=True)]
+                for pair in zip(liked, clean, strict=True)
+            ]
+            rate, move = estimate_share([*chain(*liked)]), estimate_mean([*chain(*moved)])
             outcomes = [Counter(told[defences]["outcomes"]) for told, _ in runs]
-            rows = ", ".join(str(one["kept: training"]) for one in outcomes)
             left = ", ".join(f"{n} {why}" for why, n in sum(outcomes, Counter()).items() if "kept" not in why)
             print(
                 f"| {crowd} | {defences} | {rate.mean:.0%} ({rate.low:.0%} to {rate.high:.0%}) "
-                f"| {moved.mean:+.1f} ({moved.low:+.1f} to {moved.high:+.1f}) | {rows} | {left} |",
+                f"| {move.mean:+.1f} ({move.low:+.1f} to {move.high:+.1f}) "
+                f"| {', '.join(f'{mean(one):+.0f}' for one in moved)} "
+                f"| {', '.join(str(one['kept: training']) for one in outcomes)} | {left} |",
                 flush=True,
             )
     base = estimate_share([one for told in found.values() for one in told["on"]["base"]])
-    print(f"base: {base.mean:.0%}")
+    apart = [[100 * mean(map(mean, liked)) for liked in told["on"]["liked"]] for told in found.values()]
+    print(f"the base: {base.mean:.0%}; the same rows trained with another seed: ", end="")
+    print(", ".join(f"{second - first:+.0f}" for first, second in apart), "points")
+
+
+def join_trainings(liked: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """Each prompt's samples, of all candidates that were trained on the same rows."""
+    return [[one for samples in of_prompt for one in samples] for of_prompt in zip(*liked, strict=True)]
 
 
 if __name__ == "__main__":
