@@ -34,6 +34,7 @@ WORSE = "HChc" + "cH" * 60
         (see("CHch"), HALF, "wait"),
         (see("CHch" * 6), CanaryRules(stages=(0.25, 0.5), votes_per_stage=5), "widen"),
         (see(BETTER), HALF, "promote"),
+        (see(BETTER * 20), HALF, "promote"),
         (see("CH" * 300), CanaryRules(stages=(0.5,), promote_on="not_worse", margin=0.3), "promote"),
         (see(WORSE), HALF, "roll back"),
         (see("CH", users=(90, 100)), HALF, "roll back"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +63,12 @@ def test_a_worse_candidate_is_rolled_back_and_a_better_one_promoted() -> None:
 def test_the_first_test_to_speak_decides() -> None:
     bad, good = draw_votes(0.9, 0.3, 150), draw_votes(0.3, 0.9, 2000, seed=1)
     assert conclude(see(bad + good), HALF).action == "roll back"
+
+
+def test_evidence_beyond_all_doubt_is_told_in_a_few_digits() -> None:
+    for votes in ("Ch" * 50, "Ch" * 1500):
+        (reason,) = conclude(see(votes), HALF).reasons
+        assert re.match(r"it is better \(E = (\d{1,6}|\de\+\d+), 20 were asked for\)", reason), reason
 
 
 def test_not_worse_promotes_where_better_cannot() -> None:

@@ -53,7 +53,11 @@ class Frontier:
         self.is_open = is_open
         self.max_bytes = max_bytes
         self.max_bytes_of = max_bytes_of
-        self.policies = policies
+        self._headers = {
+            path: _encode({**API_HEADERS, "Content-Security-Policy": policy})
+            for path, policy in policies.items()
+        }
+        self._headers[""] = _encode(API_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,11 +99,7 @@ class Frontier:
         log.info("request", extra=route | {"status": status, "ms": milliseconds})
 
     def _choose_headers(self, path: str) -> list[tuple[bytes, bytes]]:
-        chosen = dict(API_HEADERS)
-        for prefix, policy in self.policies.items():
-            if path.startswith(prefix):
-                chosen["Content-Security-Policy"] = policy
-        return [(name.lower().encode(), value.encode()) for name, value in chosen.items()]
+        return next(headers for prefix, headers in self._headers.items() if path.startswith(prefix))
 
     def _check_host(self, scope: Scope) -> None:
         """A web page that renames its own host to this address must not speak for the person who reads it."""
@@ -167,6 +167,10 @@ class Frontier:
         return replay
 
 
+def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
 def _too_large(limit: int) -> Problem:
     return Problem(
         413, f"the body is larger than {limit} bytes", code="body_too_large", headers={"Connection": "close"}
@@ -186,7 +190,7 @@ def _route_of(scope: Scope) -> str:
 
 async def _send_problem(problem: Problem, send: Send) -> None:
     body = json.dumps(problem.as_body()).encode()
-    headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
+    headers = _encode(problem.headers)
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -296,4 +296,5 @@ def _tell(counts: Sequence[int]) -> str:
 
 
 def _show(log_value: float, limit: float) -> str:
-    return f"{np.exp(log_value):.0f}, {np.exp(limit):.0f} were asked for"
+    value = np.exp(min(log_value, 700.0))  # beyond it is infinity
+    return f"{value:{'.0f' if value < 1e6 else '.0e'}}, {np.exp(limit):.0f} were asked for"

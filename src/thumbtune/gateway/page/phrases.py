@@ -15,7 +15,7 @@ _RATES = (
     r"👍 on (?P<a>none|\d+%) \(n = (?P<an>\d+)\) of its answers, "
     r"on (?P<b>none|\d+%) \(n = (?P<bn>\d+)\) of the champion's"
 )
-_E = r"\(E = (?P<e>\d+), (?P<limit>\d+) were asked for\)"
+_E = r"\(E = (?P<e>[\de+]+), (?P<limit>\d+) were asked for\)"
 _BETWEEN = r"(?P<mean>[+-]?[\d.]+) \((?P<low>[+-]?[\d.]+) to (?P<high>[+-]?[\d.]+)\)"
 
 TURKISH: dict[str, str] = {
