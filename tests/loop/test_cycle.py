@@ -150,25 +150,26 @@ def test_a_gate_without_enough_held_out_votes_lets_nobody_pass(
 
 
 @pytest.mark.parametrize(
-    ("training", "said"), [({"learning_rate": 1e30, "warmup_steps": 0}, "TrainingError"), ({}, "minutes")]
+    ("training", "budget", "said"),
+    [
+        ({"learning_rate": 1e30, "warmup_steps": 0}, {}, "TrainingError"),
+        ({}, {"max_minutes": 1e-6}, "minutes"),
+        ({}, {"max_memory_gib": 1e-3}, "GiB"),
+    ],
 )
-def test_a_run_that_diverges_or_takes_too_long_ends_the_turn_and_not_the_service(
+def test_a_run_that_diverges_or_takes_too_much_ends_the_turn_and_not_the_service(
     store: Store,
     tmp_path: Path,
     tiny_model_path: Path,
     say_nothing: OnStep,
     training: dict[str, Any],
+    budget: dict[str, float],
     said: str,
 ) -> None:
     fill(store)
     base = serve_base(store, tiny_model_path)
-    settings = make_settings(tiny_model_path, tmp_path, max_minutes=None if training else 1e-6)
-    settings = make_settings(
-        tiny_model_path,
-        tmp_path,
-        training={**settings.training, **training},
-        max_minutes=settings.max_minutes,
-    )
+    settings = make_settings(tiny_model_path, tmp_path)
+    settings = replace(settings, training={**settings.training, **training}, **budget)
     done = run_cycle(store, settings, on_step=say_nothing)
     assert done is not None
     assert (done.state, said in str(done.outcome)) == ("failed", True), done.outcome
