@@ -38,6 +38,13 @@ SERVICE_MISTAKES = [
         (f"{VOTES}::test_a_batch_is_settled_in_the_order_of_its_presses[sqlite]",),
     ),
     Mistake(
+        "all votes are read to take a few",
+        "store/votes.py",
+        "    _look_up_by_index(connection)\n",
+        "",
+        (f"{VOTES}::test_postgresql_never_reads_all_votes_to_take_a_few[postgresql]",),
+    ),
+    Mistake(
         "a client votes on another's answer",
         "store/votes.py",
         "if press.own_only and owner != vote.user_key:",

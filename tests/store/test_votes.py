@@ -267,3 +267,20 @@ def test_what_was_erased_does_not_come_back_by_an_import(store: Store) -> None:
     assert press(store, make_vote("a", source="webui", source_id="v1", comment="again")) == [
         "unknown_completion"
     ]
+
+
+def test_postgresql_never_reads_all_votes_to_take_a_few(store: Store) -> None:
+    if store.is_sqlite:
+        pytest.skip("SQLite takes the index as it is")
+    names = [f"c{i}" for i in range(3_000)]
+    put(store, *names)
+    press(
+        store, *(make_vote(name, idempotency_key=name) for name in names[:-16])
+    )  # and nobody has analysed them
+    with store.write() as connection:
+        write_votes(connection, [Press(make_vote(name, idempotency_key=name)) for name in names[-16:]])
+        scans = (
+            "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname IN ('votes', 'completions')"
+        )
+        found = dict(connection.exec_driver_sql(scans).tuples().all())
+    assert found == {"votes": 0, "completions": 0}
