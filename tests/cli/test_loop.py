@@ -16,6 +16,7 @@ from thumbtune.errors import ConfigError
 from thumbtune.loop.canary import CanaryRules
 from thumbtune.loop.cycle import run_cycle
 from thumbtune.loop.look import look_at_canary, stage_canary
+from thumbtune.store.cycles import list_cycles
 from thumbtune.store.database import Store
 from thumbtune.store.models import ModelVersion, point, register_version
 
@@ -55,6 +56,13 @@ def test_a_setting_that_is_not_known_is_refused(url: str, tmp_path: Path) -> Non
     (tmp_path / "loop.toml").write_text('model = "m"\n[gate]\nkl = 1\n')
     with pytest.raises(ConfigError, match="no gate rule 'kl'"):
         call("cycle", "--config", str(tmp_path / "loop.toml"), "--store", url, "--dry-run")
+    (tmp_path / "loop.toml").write_text('model = "m"\n[training]\nlearning_rates = 1\n')
+    for more in (["--dry-run"], []):
+        with pytest.raises(ConfigError, match="unknown setting 'learning_rates'"):
+            call("cycle", "--config", str(tmp_path / "loop.toml"), "--store", url, *more)
+    store = Store(url)
+    assert not list_cycles(store)
+    store.close()
 
 
 def test_a_canary_is_shown_stopped_and_replayed(url: str) -> None:
@@ -116,4 +124,5 @@ def test_forgetting_names_what_learned_and_what_to_do(url: str) -> None:
     press(store, "somebody", "hello", True)
     assert "erased: 1 completions' texts, 1 votes" in call("forget", "somebody", "--store", url)
     call("forget", "nobody", "--store", url, ends_with=1)
+    assert json.loads(call("forget", "nobody", "--store", url, "--json", ends_with=1))["n_votes"] == 0
     store.close()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from loop.conftest import OnStep, fill, make_settings, press, serve_base
 from thumbtune.errors import StoreError
 from thumbtune.loop import cycle as cycles
-from thumbtune.loop.cycle import STEPS, plan_cycle, run_cycle
+from thumbtune.loop.cycle import STEPS, count_new_votes, plan_cycle, run_cycle
 from thumbtune.loop.gate import GateRules, replay
 from thumbtune.store.canaries import find_running_canary, list_canaries
 from thumbtune.store.cycles import hold_lock, list_cycles
@@ -181,6 +181,28 @@ def test_a_run_that_diverges_or_takes_too_much_ends_the_turn_and_not_the_service
     assert again.state == "done", again.outcome  # the next turn begins anew
 
 
+def test_a_turn_that_fails_behind_its_training_uses_up_no_votes(
+    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    serve_base(store, tiny_model_path)
+    settings = make_settings(tiny_model_path, tmp_path)
+    before = count_new_votes(store, settings)
+    with monkeypatch.context() as broken:
+        broken.setattr("thumbtune.loop.measure.measure", _break_down)
+        done = run_cycle(store, settings, on_step=say_nothing)
+    assert done is not None
+    assert (done.state, "train" in done.steps, "measure" in done.steps) == ("failed", True, False)
+    assert count_new_votes(store, settings) == before
+    again = run_cycle(store, settings, on_step=say_nothing)
+    assert again is not None
+    assert (again.state, list(again.steps)) == ("done", list(STEPS)), again.outcome
+
+
+def _break_down(*_: Any, **__: Any) -> None:
+    raise OSError("the disk is gone")
+
+
 def test_a_plan_tells_and_does_nothing(store: Store, tmp_path: Path, tiny_model_path: Path) -> None:
     settings = make_settings(tiny_model_path, tmp_path)
     assert "no champion" in plan_cycle(store, settings)["would"]
@@ -211,8 +233,20 @@ def test_the_end_of_a_turn_is_told(
         "-c",
         f"import sys; open({str(tmp_path / 'rung')!r}, 'w').write(sys.stdin.read())",
     ]
-    run_cycle(store, make_settings(tiny_model_path, tmp_path, notify=bell), on_step=say_nothing)
-    assert "not enough new votes" in json.loads((tmp_path / "rung").read_text())["outcome"]
+    settings = make_settings(tiny_model_path, tmp_path, notify=bell)
+    waits = run_cycle(store, settings, on_step=say_nothing)
+    assert waits is not None
+    assert "not enough new votes" in str(waits.outcome)
+    assert not (tmp_path / "rung").exists(), "that nothing is to be done yet is no news"
+    assert not Path(waits.folder).exists()
+    fill(store)
+    done = run_cycle(store, settings, on_step=say_nothing)
+    assert done is not None
+    assert json.loads((tmp_path / "rung").read_text()) == {
+        "cycle": done.id,
+        "state": "done",
+        "outcome": done.outcome,
+    }
 
 
 def test_nobody_who_was_forgotten_is_in_a_later_batch(

@@ -60,9 +60,37 @@ def test_tables_of_the_file_become_rules_and_a_wrong_kind_is_refused(tmp_path: P
     settings = read_loop_settings(path, fewest_new_votes=7)
     assert settings.canary == CanaryRules(stages=(0.25, 0.5))
     assert (settings.curation.kinds, settings.fewest_new_votes) == (("explicit", "edit"), 7)
-    path.write_text('model = "m"\n[canary]\nalpha = "low"\n')
-    with pytest.raises(ConfigError, match="canary rule has a value of the wrong kind"):
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('folders = "x"', "there is no loop setting 'folders'"),
+        (
+            'fewest_new_votes = "many"',
+            "loop setting 'fewest_new_votes' is 'many': input should be a valid integer",
+        ),
+        ("fewest_new_votes = 0", "fewest_new_votes is 0, expected more than 0"),
+        ("max_minutes = -1", "max_minutes is -1.0, expected more than 0"),
+        ("gate = 3", "loop setting 'gate' is 3: input should be"),
+        ('method = "dpo"', "method dpo: the loop collects thumbs"),
+        ('must_pass = "nowhere.jsonl"', "must_pass: there is no file nowhere.jsonl"),
+        ('notify = "./tell.sh"', "loop setting 'notify' is './tell.sh'"),
+        ('notify = ["./nowhere.sh"]', "notify: there is no program ./nowhere.sh"),
+        ('[canary]\nalpha = "low"', "canary rule 'alpha' is 'low': input should be a valid number"),
+        (
+            '[canary]\npromote_on = "not-worse"',
+            "canary rule 'promote_on' is 'not-worse'.*'better' or 'not_worse'",
+        ),
+        ('[gate]\nkl_nats = "x"', "gate rule 'kl_nats' is 'x'"),
+        ('[curation]\nmost_votes_of_one = "lots"', "curation rule 'most_votes_of_one' is 'lots'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_file_and_name(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "loop.toml"
+    path.write_text(f'model = "m"\n{content}\n')
+    with pytest.raises(ConfigError, match=f"loop.toml: {says}"):
         read_loop_settings(path)
-    path.write_text('model = "m"\nfolders = "x"\n')
-    with pytest.raises(ConfigError, match="no loop setting 'folders'"):
+    path.write_bytes("model = 'ı'".encode("iso-8859-9"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
         read_loop_settings(path)

@@ -22,7 +22,8 @@ CYCLE_EXAMPLES = """
 
   thumbtune cycle --config loop.toml --watch 600
 
-Exit status: 0 done, 3 nothing to do yet, 1 the turn failed (the champion stays). Killed, the same command goes on.
+Exit status: 0 a candidate was trained and judged, 3 nothing to do yet, 1 the turn failed (the champion stays).
+Killed, the same command goes on.
 """
 
 NOTHING_TO_DO = 3
@@ -39,7 +40,7 @@ def cycle(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML of settings, with [curation], [training], [gate], [canary].", show_default=False
+            help="TOML of settings, with the tables curation, training, gate and canary.", show_default=False
         ),
     ] = None,
     folder: Annotated[
@@ -76,12 +77,12 @@ def cycle(
     settings = read_loop_settings(
         config, model=model, folder=folder, fewest_new_votes=fewest_new_votes, judge=judge
     )
+    opened = open_judge(settings.judge)
     store = open_store(url)
     if dry_run:
         plan = plan_cycle(store, settings)
         _tell(plan, as_json, "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in plan.items()))
         return
-    opened = open_judge(settings.judge)
     while True:
         done = run_cycle(
             store, settings, on_step=lambda name: stage(f"Cycle: {name}", quiet=as_json), judge=opened
@@ -95,8 +96,10 @@ def cycle(
         if watch is None:
             break
         time.sleep(watch)
-    if done is None or "canary" not in done.steps:
-        raise typer.Exit(1 if done is not None and done.state == "failed" else NOTHING_TO_DO)
+    if done is not None and done.state == "failed":
+        raise typer.Exit(1)
+    if done is None or "train" not in done.steps:
+        raise typer.Exit(NOTHING_TO_DO)
 
 
 @canary.command("status")
@@ -147,9 +150,7 @@ def list_all(url: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
 @canary.command("start")
 def start(
     version: Annotated[str, typer.Argument(help="A version from `thumbtune models list`.")],
-    config: Annotated[
-        Path | None, typer.Option(help="TOML with a [canary] table.", show_default=False)
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML with a table canary.", show_default=False)] = None,
     url: StoreUrl = DEFAULT_STORE,
 ) -> None:
     """Try a version on the first share of users, by hand."""
@@ -209,7 +210,9 @@ def forget(
     from thumbtune.store.erasure import erase_user
 
     done = erase_user(open_store(url), user_key, actor=ACTOR)
-    if not done.n_completions and not done.n_votes and not as_json:
+    if as_json:
+        print(json.dumps(asdict(done)))
+    if not done.n_completions and not done.n_votes:
         typer.echo(
             f"nothing here is of a user with the key '{user_key}'. A key is not a name: votes show it, and "
             "DELETE /v1/users/NAME?key_id=ID finds it for a name that an API key called its user by",
@@ -217,7 +220,6 @@ def forget(
         )
         raise typer.Exit(1)
     if as_json:
-        print(json.dumps(asdict(done)))
         return
     print(f"erased: {done.n_completions} completions' texts, {done.n_votes} votes")
     for name, found in (("snapshots and exports", done.snapshots), ("model versions", done.versions)):

@@ -226,7 +226,7 @@ def promote(
     from thumbtune.store.models import point
 
     pointer = point(open_store(url), version, actor=ACTOR)
-    print(f"champion is {pointer.version}, before it {pointer.previous}")
+    _tell_champion(pointer)
 
 
 @models.command("rollback")
@@ -235,7 +235,7 @@ def rollback(url: StoreUrl = DEFAULT_STORE) -> None:
     from thumbtune.store.models import point_back
 
     pointer = point_back(open_store(url), actor=ACTOR)
-    print(f"champion is {pointer.version}, before it {pointer.previous}")
+    _tell_champion(pointer)
 
 
 @models.command("show")
@@ -323,6 +323,11 @@ def retain(
         raise ConfigError("say how long: --voted-days, --unvoted-days or both")
     counts = apply_retention(open_store(url), voted_days=voted_days, unvoted_days=unvoted_days, actor=ACTOR)
     print(f"erased texts: {counts['voted']} voted on, {counts['unvoted']} without a vote")
+
+
+def _tell_champion(pointer: Any) -> None:
+    before = "" if pointer.previous is None else f", before it {pointer.previous}"
+    print(f"champion is {pointer.version}{before}")
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:

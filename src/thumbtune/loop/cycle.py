@@ -23,7 +23,7 @@ from thumbtune.evaluation.judges import Judge
 from thumbtune.loop import gate
 from thumbtune.loop.look import look_at_canary, stage_canary
 from thumbtune.loop.settings import LoopSettings
-from thumbtune.loop.training import train_candidate
+from thumbtune.loop.training import build_training_config, train_candidate
 from thumbtune.store.canaries import find_running_canary, list_canaries
 from thumbtune.store.cycles import (
     Cycle,
@@ -78,8 +78,10 @@ def run_cycle(
     """Take up the turn that was left, or begin one; None where a canary runs, since one candidate at a time is tried.
 
     Raises `StoreError` where another process runs one. What goes wrong in a step ends the turn as failed: the champion
-    stays in service, and the next call begins anew.
+    stays in service, and the next call begins anew. Raises `ConfigError` before that for training settings that
+    cannot be.
     """
+    build_training_config(settings, settings.folder, seed=0)
     with hold_lock(store):
         look_at_canary(store, actor=ACTOR)
         unfinished = find_unfinished(store)
@@ -88,14 +90,14 @@ def run_cycle(
         number = 1 + max((cycle.id for cycle in list_cycles(store, 1)), default=0)
         folder = (settings.folder / f"cycle-{number}").resolve()
         cycle = unfinished or begin_cycle(store, settings.as_json(), str(folder))
-        Path(cycle.folder).mkdir(parents=True, exist_ok=True)
         try:
             state, outcome = _run_steps(Turn(store, cycle, settings, on_step, judge))
         except (ThumbtuneError, OSError) as error:
             state, outcome = "failed", f"{type(error).__name__}: {str(error).splitlines()[0][:500]}"
         end_cycle(store, cycle, state, outcome)
         done = find_cycle(store, cycle.id)
-    _notify(settings.notify, done)
+    if "snapshot" in done.steps or done.state == "failed":
+        _notify(settings.notify, done)
     return done
 
 
@@ -119,7 +121,8 @@ def find_unfinished(store: Store) -> Cycle | None:
 
 
 def plan_cycle(store: Store, settings: LoopSettings) -> dict[str, Any]:
-    """What a turn would do now, without doing it."""
+    """What a turn would do now, without doing it. Raises `ConfigError` for training settings that cannot be."""
+    build_training_config(settings, settings.folder, seed=0)
     pointer, unfinished = find_pointer(store), find_unfinished(store)
     n_new = count_new_votes(store, settings)
     plan: dict[str, Any] = {
@@ -150,9 +153,12 @@ def count_new_votes(store: Store, settings: LoopSettings) -> int:
 
 
 def learned_until_us(store: Store, before: int | None = None) -> int | None:
-    """When the last snapshot began that a candidate was trained on; `before` leaves out a turn and later ones."""
+    """When the last snapshot began that a candidate was trained on; `before` leaves out a turn and later ones.
+
+    A turn that failed behind its training has nothing to show for its votes: they are new again.
+    """
     for cycle in list_cycles(store):
-        if "train" in cycle.steps and (before is None or cycle.id < before):
+        if "train" in cycle.steps and cycle.state != "failed" and (before is None or cycle.id < before):
             return cycle.steps["snapshot"].started_us
     return None
 
@@ -174,6 +180,7 @@ def _count_votes(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
 def _freeze(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     from thumbtune.loop.snapshot import take_snapshot
 
+    turn.folder.mkdir(parents=True, exist_ok=True)
     folder = turn.folder / "snapshot"
     shutil.rmtree(folder, ignore_errors=True)  # of a killed try
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from thumbtune.errors import ConfigError
 
@@ -13,12 +14,16 @@ Rules = TypeVar("Rules")
 
 def read_fields(kind: type[Rules], content: Mapping[str, Any], what: str) -> Rules:
     """The rules that `content` names, defaults for the rest; lists become tuples. Raises `ConfigError`."""
-    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
-    unknown = set(content) - set(names)
+    hints = get_type_hints(kind)
+    unknown = set(content) - set(hints)
     if unknown:
-        raise ConfigError(f"there is no {what} '{min(unknown)}': {', '.join(names)}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        raise ConfigError(f"there is no {what} '{min(unknown)}': {', '.join(hints)}")
+    return kind(**{name: _fit(value, hints[name], f"{what} '{name}'") for name, value in content.items()})
+
+
+def _fit(value: Any, hint: Any, what: str) -> Any:
     try:
-        return kind(**given)
-    except TypeError as error:
-        raise ConfigError(f"a {what} has a value of the wrong kind ({error})") from error
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{what} is {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,20 @@ class LoopSettings:
     gate: GateRules = GateRules()
     canary: CanaryRules = CanaryRules()
 
+    def __post_init__(self) -> None:
+        if self.method not in ("kto", "bco"):
+            raise ConfigError(
+                f"method {self.method}: the loop collects thumbs, so kto or bco learn from them"
+            )
+        for name in _ABOVE_ZERO:
+            number = getattr(self, name)
+            if number is not None and number <= 0:
+                raise ConfigError(f"{name} is {number}, expected more than 0")
+        if self.must_pass is not None and not self.must_pass.is_file():
+            raise ConfigError(f"must_pass: there is no file {self.must_pass}")
+        if self.notify and shutil.which(self.notify[0]) is None:
+            raise ConfigError(f"notify: there is no program {self.notify[0]} that may be run")
+
     def as_json(self) -> dict[str, Any]:
         """For the record."""
         return {
@@ -65,9 +80,28 @@ class LoopSettings:
         }
 
 
+_ABOVE_ZERO = (
+    "fewest_new_votes",
+    "lora_r",
+    "most_rows",
+    "n_prompts",
+    "most_held_out_votes",
+    "max_new_tokens",
+    "max_minutes",
+    "max_memory_gib",
+)
+
+
 def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     """Settings from a TOML file and from options (those that are not None). Raises `ConfigError`."""
     content = _read_toml(path) | {name: value for name, value in given.items() if value is not None}
+    try:
+        return _read_settings(content)
+    except ConfigError as error:
+        raise error if path is None else ConfigError(f"{path}: {error}") from error
+
+
+def _read_settings(content: dict[str, Any]) -> LoopSettings:
     if "model" not in content:
         raise ConfigError(
             "name the base model: --model packaged:smollm2-135m-instruct, or model = in --config"
@@ -80,15 +114,7 @@ def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     for name, read in readers.items():
         if isinstance(content.get(name), Mapping):
             content[name] = read(content[name])
-    for name in ("folder", "must_pass"):
-        if content.get(name) is not None:
-            content[name] = Path(content[name])
-    settings = read_fields(LoopSettings, content, "loop setting")
-    if settings.method not in ("kto", "bco"):
-        raise ConfigError(
-            f"method {settings.method}: the loop collects thumbs, so kto or bco learn from them"
-        )
-    return settings
+    return read_fields(LoopSettings, content, "loop setting")
 
 
 def read_canary_rules(path: Path | None) -> CanaryRules:
@@ -103,5 +129,7 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read: it is not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from error

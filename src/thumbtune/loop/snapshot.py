@@ -179,7 +179,12 @@ def _freeze_into(
     shutil.rmtree(work)
     if not train.n_rows:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
-        raise DataError(f"no vote is left to train on ({reasons}): loosen the rules, or wait for votes")
+        advice = "loosen the rules, or wait for votes"
+        if set(counts) == {HELD_OUT}:
+            advice = (
+                "whoever voted is held out, so votes of more people are needed, or a smaller held_out_share"
+            )
+        raise DataError(f"no vote is left to train on ({reasons}): {advice}")
     sides = {"train": train, "held_out": held_out}
     snapshot = Snapshot(
         folder=folder,

@@ -24,6 +24,7 @@ from thumbtune.loop.settings import LoopSettings
 from thumbtune.loop.versions import describe_adapter
 from thumbtune.store.models import ModelVersion
 from thumbtune.training.adapters import lora_config
+from thumbtune.training.config import PreferenceConfig
 from thumbtune.training.run import run_training
 from thumbtune.training.settings import build_config, default_settings
 from thumbtune.training.trainers import TRAINERS
@@ -37,6 +38,12 @@ class Candidate:
     """None where a person stopped it."""
     told: Mapping[str, Any]
     """For the record."""
+
+
+def build_training_config(settings: LoopSettings, folder: Path, *, seed: int) -> PreferenceConfig:
+    """What `[training]` asks for, with the method's defaults. Raises `ConfigError` for what cannot be."""
+    asked = {**default_settings(settings.method), **settings.training}
+    return build_config(settings.method, {**asked, "seed": seed, "output_dir": str(folder)})
 
 
 def train_candidate(
@@ -57,8 +64,7 @@ def train_candidate(
     goes_on = champion.kind == "adapter"
     if goes_on:
         model = PeftModel.from_pretrained(model, champion.location, is_trainable=True)
-    asked = {**default_settings(settings.method), **settings.training}
-    config = build_config(settings.method, {**asked, "seed": seed, "output_dir": str(folder)})
+    config = build_training_config(settings, folder, seed=seed)
     trainer = TRAINERS[settings.method](
         model=model,
         args=config,

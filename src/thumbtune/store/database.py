@@ -145,7 +145,9 @@ def _advise(cause: str) -> str:
 def _prepare_file(path: Path, must_exist: bool) -> None:
     """A new file is for its owner alone: it will hold what people wrote."""
     if must_exist and not path.is_file():
-        raise StoreError(f"{path}: there is no such store")
+        raise StoreError(
+            f"{path}: there is no such store: name one (--store, THUMBTUNE_STORE); `thumbtune serve` makes a new one"
+        )
     if path.exists():
         return
     if not path.parent.is_dir():

@@ -81,7 +81,10 @@ def export_votes(
                 export.n_rows += 1
                 export.n_up += row["label"]
         if not export.n_rows:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in export.left_out.items()) or "there are none"
+            reasons = (
+                ", ".join(f"{n} {reason}" for reason, n in export.left_out.items())
+                or "none there that is asked for"
+            )
             raise DataError(f"{store.address}: no vote to export ({reasons})")
         _write_as(chosen, staging, path)
         export.digest = digest_rows(path)
