@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from contextlib import nullcontext
@@ -179,6 +180,36 @@ def test_a_run_that_diverges_or_takes_too_much_ends_the_turn_and_not_the_service
     again = run_cycle(store, make_settings(tiny_model_path, tmp_path), on_step=say_nothing)
     assert again is not None
     assert again.state == "done", again.outcome  # the next turn begins anew
+
+
+def test_another_base_than_the_served_one_is_refused_before_training(
+    store: Store, tmp_path: Path, tiny_model_path: Path, say_nothing: OnStep
+) -> None:
+    fill(store)
+    base = serve_base(store, tiny_model_path)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_path, other)
+    with_other_weights(other)
+    done = run_cycle(store, make_settings(other, tmp_path), on_step=say_nothing)
+    assert done is not None
+    assert done.state == "failed"
+    assert f"stands on {base}" in str(done.outcome)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model_path, moved)  # the same weights, elsewhere
+    again = run_cycle(store, make_settings(moved, tmp_path), on_step=say_nothing)
+    assert again is not None
+    assert again.state == "done", again.outcome
+
+
+def with_other_weights(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value * 1.01 for name, value in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def test_a_turn_that_fails_behind_its_training_uses_up_no_votes(

@@ -36,7 +36,7 @@ from thumbtune.store.cycles import (
 )
 from thumbtune.store.database import Store, now_us
 from thumbtune.store.erasure import was_touched
-from thumbtune.store.models import find_pointer, find_version, record_metrics, register_version
+from thumbtune.store.models import find_pointer, find_version, record_metrics, register_version, trace_lineage
 from thumbtune.store.reading import VoteFilter, count_votes
 from thumbtune.training.manifest import write_json
 
@@ -203,6 +203,7 @@ def _train(turn: Turn, progress: Any) -> Mapping[str, Any] | Ended:
     candidate = train_candidate(
         turn.settings,
         champion,
+        base=trace_lineage(turn.store, champion.version)[-1],
         rows=Path(turn.result("snapshot")["train"]),
         seen_before_us=learned_until_us(turn.store, before=turn.cycle.id),
         folder=turn.folder / f"adapter-{turn.cycle.id}",

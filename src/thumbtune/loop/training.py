@@ -21,7 +21,7 @@ from thumbtune.engine.loading import load_model_and_tokenizer
 from thumbtune.errors import TrainingError
 from thumbtune.loop.row_files import read_columns
 from thumbtune.loop.settings import LoopSettings
-from thumbtune.loop.versions import describe_adapter
+from thumbtune.loop.versions import describe_adapter, is_base
 from thumbtune.store.models import ModelVersion
 from thumbtune.training.adapters import lora_config
 from thumbtune.training.config import PreferenceConfig
@@ -50,17 +50,26 @@ def train_candidate(
     settings: LoopSettings,
     champion: ModelVersion,
     *,
+    base: ModelVersion | None = None,
     rows: Path,
     seen_before_us: int | None,
     folder: Path,
     seed: int,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Candidate:
-    """Train on a snapshot's rows, from the champion. Raises `TrainingError` on NaN and over budget."""
+    """Train on a snapshot's rows, from the champion, whose original base is `base`, where that is known.
+
+    Raises `TrainingError` on NaN, over budget, and where the settings' model is not that base.
+    """
     from peft import PeftModel
 
     chosen, counts = choose_rows(rows, settings, seen_before_us)
     model, tokenizer = load_model_and_tokenizer(settings.model)
+    if base is not None and base.kind == "base" and not is_base(model, base):
+        raise TrainingError(
+            f"what is in service stands on {base.version} (from {base.location}), and {settings.model} is another "
+            "model: name that one as the model"
+        )
     goes_on = champion.kind == "adapter"
     if goes_on:
         model = PeftModel.from_pretrained(model, champion.location, is_trainable=True)

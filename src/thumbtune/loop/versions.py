@@ -25,6 +25,11 @@ def describe_base(model: Any, location: str) -> ModelVersion:
     return ModelVersion(f"{_slug(location)}-{fingerprint_weights(model)[:DIGITS]}", "base", location)
 
 
+def is_base(model: Any, version: ModelVersion) -> bool:
+    """Whether a loaded model has the weights of a base version, wherever it was loaded from."""
+    return describe_base(model, version.location).version == version.version
+
+
 def describe_adapter(folder: Path, base: str) -> ModelVersion:
     """The version of a PEFT adapter's folder, with its training run beside it where there is one.
 
