@@ -37,7 +37,7 @@ methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (
 WITH_A_STORE := tests/gateway tests/loop/test_cycle.py tests/cli/test_loop.py \
 	--ignore-glob 'tests/gateway/*browser*' --ignore tests/gateway/test_local_engine.py
 
-test: setup  ## The fast tests: no network, under ten minutes on two cores
+test: setup  ## The fast tests: no network, a quarter of an hour on two cores
 	scripts/install-chromium
 	scripts/install-postgres
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -8,6 +8,7 @@ VOTES = "store/test_votes.py"
 COMMITTER = "store/test_committer.py"
 EXPORT = "store/test_export.py"
 PRESSES = "gateway/test_votes.py"
+BROKEN_OFF = "gateway/test_broken_off.py"
 SECURITY = "gateway/test_security.py"
 LOCAL = "gateway/test_local_engine.py"
 PROTOCOL = "gateway/test_protocol.py"
@@ -155,14 +156,14 @@ SERVICE_MISTAKES = [
         "gateway/service.py",
         'if status != "unknown_completion" or',
         "if True or",
-        (f"{PRESSES}::test_a_vote_that_races_its_completion_waits_for_it",),
+        (f"{BROKEN_OFF}::test_a_vote_that_races_its_completion_waits_for_it",),
     ),
     Mistake(
         "an answer is handed out before it is on disk",
         "gateway/service.py",
         "        await self._keep(serving)\n        first = serving.choices[0]\n",
         "        first = serving.choices[0]\n",
-        (f"{PRESSES}::test_an_answer_that_cannot_be_stored_is_no_answer",),
+        (f"{BROKEN_OFF}::test_an_answer_that_cannot_be_stored_is_no_answer",),
     ),
     Mistake(
         "a start without the champion takes another model",

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from loop.conftest import OnStep, fill, make_settings, press, serve_base
 from thumbtune.errors import StoreError
@@ -202,8 +202,6 @@ def test_another_base_than_the_served_one_is_refused_before_training(
 
 
 def with_other_weights(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(folder / "model.safetensors")
     save_file(
         {name: value * 1.01 for name, value in weights.items()},

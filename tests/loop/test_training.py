@@ -10,7 +10,7 @@ import pytest
 from thumbtune.errors import ConfigError
 from thumbtune.loop.canary import CanaryRules
 from thumbtune.loop.row_files import write_rows
-from thumbtune.loop.settings import LoopSettings, read_loop_settings
+from thumbtune.loop.settings import LoopSettings, read_canary_rules, read_loop_settings
 from thumbtune.loop.training import choose_rows
 
 
@@ -91,6 +91,9 @@ def test_a_wrong_setting_is_refused_by_file_and_name(tmp_path: Path, content: st
     path.write_text(f'model = "m"\n{content}\n')
     with pytest.raises(ConfigError, match=f"loop.toml: {says}"):
         read_loop_settings(path)
+    if content.startswith("[canary]"):
+        with pytest.raises(ConfigError, match=f"loop.toml: {says}"):
+            read_canary_rules(path)
     path.write_bytes("model = 'ı'".encode("iso-8859-9"))
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_loop_settings(path)

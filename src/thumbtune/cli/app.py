@@ -61,4 +61,4 @@ def root(
     ),
 ) -> None:
     """Options that stand before the command."""
-    ctx.call_on_close(store.opened.close)
+    ctx.call_on_close(store.open_stores.close)

@@ -26,7 +26,7 @@ models = typer.Typer(help="Model versions, and the one in service.", no_args_is_
 store = typer.Typer(help="The store: back-up, retention.", no_args_is_help=True)
 
 
-opened = ExitStack()
+open_stores = ExitStack()
 """The stores of a command; closed at its end."""
 
 
@@ -35,7 +35,7 @@ def open_store(url: str, *, must_exist: bool = True) -> Any:
     from thumbtune.store.database import Store
 
     store = Store(url, must_exist=must_exist)
-    opened.callback(store.close)
+    open_stores.callback(store.close)
     return store
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,10 @@ _ABOVE_ZERO = (
 
 def read_loop_settings(path: Path | None, **given: Any) -> LoopSettings:
     """Settings from a TOML file and from options (those that are not None). Raises `ConfigError`."""
-    content = _read_toml(path) | {name: value for name, value in given.items() if value is not None}
-    try:
-        return _read_settings(content)
-    except ConfigError as error:
-        raise error if path is None else ConfigError(f"{path}: {error}") from error
+    with _naming(path):
+        return _read_settings(
+            _read_toml(path) | {name: value for name, value in given.items() if value is not None}
+        )
 
 
 def _read_settings(content: dict[str, Any]) -> LoopSettings:
@@ -119,7 +119,17 @@ def _read_settings(content: dict[str, Any]) -> LoopSettings:
 
 def read_canary_rules(path: Path | None) -> CanaryRules:
     """The `[canary]` table of a TOML file; the defaults without one. Raises `ConfigError`."""
-    return canary.read_rules(_read_toml(path).get("canary", {}))
+    with _naming(path):
+        return canary.read_rules(_read_toml(path).get("canary", {}))
+
+
+@contextmanager
+def _naming(path: Path | None) -> Iterator[None]:
+    """Errors say in which file they are."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error if path is None else ConfigError(f"{path}: {error}") from error
 
 
 def _read_toml(path: Path | None) -> dict[str, Any]:
@@ -128,8 +138,8 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read: it is not UTF-8") from error
+        raise ConfigError("cannot be read: it is not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(str(error)) from error
