@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,29 @@ def test_a_sqlite_store_is_durable_and_its_owners_alone(tmp_path: Path) -> None:
         assert connection.scalar(text("PRAGMA synchronous")) == 2
         assert connection.scalar(text("PRAGMA foreign_keys")) == 1
     store.close()
+
+
+def test_closing_waits_for_what_another_thread_reads(store_url: str) -> None:
+    store = Store(store_url)
+    reads, may_end = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with store.read() as connection:
+            reads.set()
+            may_end.wait(10)
+            connection.execute(text("SELECT 1"))
+
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(read)
+        assert reads.wait(10)
+        closing = pool.submit(store.close)
+        with pytest.raises(TimeoutError):
+            closing.result(timeout=0.2)
+        with pytest.raises(StoreError, match="closed"):
+            store.check()
+        may_end.set()
+        closing.result(timeout=10)
+        reading.result(timeout=10)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class Gateway:
             await asyncio.wait(self._tasks, timeout=self.settings.drain_seconds)
         if self.committer is not None:
             await asyncio.to_thread(self.committer.close, self.settings.drain_seconds)
-        self.store.close()
+        await asyncio.to_thread(self.store.close)
 
     async def _watch(self) -> None:
         """What other processes change, keys, champion and canary, is known here within a second."""

@@ -12,18 +12,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 
 from thumbtune.errors import ConfigError, StoreError
 from thumbtune.store.migrate import migrate
 
 BUSY_SECONDS = 5
 """How long a writer waits for another process that holds SQLite's write lock."""
+
+CLOSE_SECONDS = 5
+"""How long closing waits for what other threads are reading or writing."""
 
 CHECKPOINT_PAGES = 10_000
 """Pages of 4 KiB in SQLite's log before a commit has to carry them into the file; `Store.checkpoint` comes before."""
@@ -45,6 +49,7 @@ class Store:
         snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reading = self.engine.execution_options(**snapshot)
         self._writing = self.engine.execution_options(begins_with="BEGIN IMMEDIATE")
+        self._closed = False
         try:
             with explain_errors(self.address):
                 migrate(self)
@@ -60,12 +65,14 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees one state of the store."""
+        self._refuse_closed()
         with explain_errors(self.address), self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction, durable once the block has ended without an error."""
+        self._refuse_closed()
         with explain_errors(self.address), self._writing.begin() as connection:
             yield connection
 
@@ -81,8 +88,20 @@ class Store:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back, once what other threads do with them has ended; reads and writes are then refused.
+
+        A task that is cancelled leaves its thread running, in the middle of a read.
+        """
+        self._closed = True
+        deadline = time.monotonic() + CLOSE_SECONDS
+        pool = cast(QueuePool, self.engine.pool)
+        while pool.checkedout() and time.monotonic() < deadline:
+            time.sleep(0.005)
         self.engine.dispose()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.address}: this store was closed; open it again")
 
 
 def read_url(url: str) -> URL:
