@@ -106,6 +106,14 @@ def test_sense_is_answered_as_the_document_says(
     assert not {401, 403} & set(statuses) or path == "/v1/feedback", "an admin may do it"
 
 
+def test_a_stream_is_what_the_document_says(document: Any, session: Any, admin: str) -> None:
+    body = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+    case = document["/v1/chat/completions"]["POST"].Case(body=body, media_type="application/json")
+    headers = {"Authorization": f"Bearer {admin}"}
+    answer = case.call_and_validate(checks=CHECKS, session=session, headers=headers)
+    assert answer.headers["content-type"][0].startswith("text/event-stream")
+
+
 @pytest.mark.parametrize("path", WITH_INPUT)
 def test_nonsense_is_refused_as_the_document_says(document: Any, session: Any, admin: str, path: str) -> None:
     method = next(

@@ -47,9 +47,11 @@ async def chat(body: ChatRequest, http: Request) -> Response:
 
 _EVENTS = {
     "text/event-stream": {
-        "schema": {
-            "type": "string",
-            "description": "With `stream`: `chat.completion.chunk` objects, then [DONE].",
+        "itemSchema": {
+            "type": "object",
+            "properties": {"data": {"type": "string"}},
+            "required": ["data"],
+            "description": "With `stream`: `chat.completion.chunk` objects as JSON, then [DONE].",
         }
     }
 }
