@@ -32,7 +32,7 @@ methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (
 	$(BIN)/thumbtune compare runs/methods/thumbs.jsonl $(STUDY) --out runs/methods --config benchmarks/methods.toml \
 		--lora-targets q_proj,k_proj,v_proj,o_proj --methods all --seeds 0,1,2 --trials 4 --n-held-out 48 \
 		--sweep noise=0,0.1,0.3@120 --sweep ratio=1:1,1:10,10:1@66 --sweep per-prompt=1,all@60 \
-		--pool-samples 8 --crossing 24,48,96,192
+		--pool-samples 8 --crossing 12,24,48,96,192
 
 WITH_A_STORE := tests/gateway tests/loop/test_cycle.py tests/cli/test_loop.py \
 	--ignore-glob 'tests/gateway/*browser*' --ignore tests/gateway/test_local_engine.py

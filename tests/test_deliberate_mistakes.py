@@ -255,6 +255,23 @@ MISTAKES = [
         (f"{CROSSING}::test_a_crossing_worked_by_hand",),
     ),
     Mistake(
+        "noisy thumbs pass for fewer of them in the crossing",
+        "evaluation/price_of_pairs.py",
+        "if condition.rows is None or condition != Condition(rows=condition.rows):",
+        "if condition.rows is None:",
+        (
+            "evaluation/test_compare.py::"
+            "test_a_crossing_takes_from_the_sweeps_what_has_fewer_thumbs_and_nothing_else",
+        ),
+    ),
+    Mistake(
+        "every number of bought pairs runs at the settings of the pairs in the thumbs",
+        "evaluation/pairs_bought.py",
+        'request.settings.get(name_bought(n_pairs), request.settings.get("dpo", {}))',
+        'request.settings.get("dpo", {})',
+        ("evaluation/test_compare.py::test_each_number_of_bought_pairs_has_the_settings_searched_for_it",),
+    ),
+    Mistake(
         "the search takes the worst settings",
         "evaluation/search.py",
         "return max(measured",

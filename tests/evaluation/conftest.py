@@ -191,9 +191,7 @@ def add_everything(comparison: dict[str, Any]) -> dict[str, Any]:
         }
     ]
     comparison["crossing"] = {
-        "labels": 240,
         "pair_cost": 5,
-        "kto_up_rate": make_interval(0.44, 0.08),
         "points": [
             {
                 "pairs_bought": n,
@@ -204,11 +202,26 @@ def add_everything(comparison: dict[str, Any]) -> dict[str, Any]:
             }
             for n, rate in ((24, 0.15), (96, 0.3), (192, 0.5))
         ],
-        "pairs": 150.0,
-        "low": 90.0,
-        "high": None,
-        "share_beyond": 0.1,
-        "times_the_labels": {"mean": 3.1, "low": 1.9, "high": None},
+        "levels": [
+            {
+                "labels": 120,
+                "up_rate": make_interval(0.3, 0.08),
+                "pairs": 96.0,
+                "low": 0.0,
+                "high": 150.0,
+                "share_beyond": 0.0,
+                "times_the_labels": {"mean": 4.0, "low": 0.0, "high": 6.2},
+            },
+            {
+                "labels": 240,
+                "up_rate": make_interval(0.44, 0.08),
+                "pairs": 150.0,
+                "low": 90.0,
+                "high": None,
+                "share_beyond": 0.1,
+                "times_the_labels": {"mean": 3.1, "low": 1.9, "high": None},
+            },
+        ],
         "fewest": 24,
         "most": 192,
     }

@@ -21,7 +21,8 @@ from thumbtune.evaluation.compare import Request, compare
 from thumbtune.evaluation.conditions import parse_sweep
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import CheckerJudge, VotesJudge
-from thumbtune.evaluation.pairs_bought import buy_pairs
+from thumbtune.evaluation.pairs_bought import buy_pairs, name_bought, plan_bought
+from thumbtune.evaluation.price_of_pairs import _run_fewer_thumbs
 from thumbtune.evaluation.report import write_report
 from thumbtune.evaluation.verdict import _is_sure, write_verdict
 
@@ -173,16 +174,19 @@ def test_a_search_sweeps_and_a_crossing_are_run_told_and_not_repeated(
     )
     sizes, *arms = told
     # 3 methods and DPO's bought pairs with 2 seeds: 8; 2 sweeps: noise 2 conditions and per-prompt 1, 2 methods, 2
-    # seeds: 12; crossing 3 x 2, of which 4 pairs are the table's: 4; search 3 x 2
-    assert (sizes.arms, sizes.done) == (30, 0)
-    assert sizes.completions == 24 * 6 + 6 * 4
+    # seeds: 12; crossing 3 x 2, of which 4 pairs are the table's: 4; search of 3 methods and 3 numbers of pairs: 12
+    assert (sizes.arms, sizes.done) == (36, 0)
+    assert sizes.completions == 24 * 6 + 12 * 4
     assert arms[-1][0] <= sizes.arms
     assert arms[-1][2] >= 0.0
     search = content["search"]
-    assert {name: len(trials) for name, trials in search.items()} == {"kto": 2, "dpo": 2, "simpo": 2}
-    for method, trials in search.items():
-        (taken,) = (trial for trial in trials if trial["chosen"])
-        assert content["arms"][method]["config"]["learning_rate"] == taken["settings"]["learning_rate"]
+    arms_of = {"kto": "kto", "dpo": "dpo", "simpo": "simpo", "dpo, 4 pairs bought": "dpo_bought"}
+    assert {name: len(trials) for name, trials in search.items()} == dict.fromkeys(
+        [*arms_of, "dpo, 2 pairs bought", "dpo, 8 pairs bought"], 2
+    )
+    for searched, arm in arms_of.items():
+        (taken,) = (trial for trial in search[searched] if trial["chosen"])
+        assert content["arms"][arm]["config"]["learning_rate"] == taken["settings"]["learning_rate"]
     noise, per_prompt = content["sweeps"]
     assert [point["label"] for point in noise["points"]] == ["0% wrong", "20% wrong"]
     assert noise["points"][1]["arms"]["kto"]["rows"] == 12
@@ -190,8 +194,10 @@ def test_a_search_sweeps_and_a_crossing_are_run_told_and_not_repeated(
     assert "no pair" in per_prompt["points"][0]["arms"]["dpo"]["error"]
     crossing = content["crossing"]
     assert [point["labels"] for point in crossing["points"]] == [8, 16, 32]
-    assert crossing["labels"] == 16
-    assert crossing["kto_up_rate"]["mean"] == content["arms"]["kto"]["up_rate"]["mean"]
+    # KTO on all thumbs, and on the 12 that the sweep drew without noise
+    assert [level["labels"] for level in crossing["levels"]] == [12, 16]
+    assert crossing["levels"][0]["up_rate"] == noise["points"][0]["arms"]["kto"]["up_rate"]
+    assert crossing["levels"][1]["up_rate"]["mean"] == content["arms"]["kto"]["up_rate"]["mean"]
     kto = content["arms"]["kto"]
     outcomes = kto["outcomes"]
     assert outcomes["wins"] + outcomes["ties"] + outcomes["losses"] == 3
@@ -212,6 +218,28 @@ def test_a_search_sweeps_and_a_crossing_are_run_told_and_not_repeated(
     assert again[0].rows == 0
     for part in ("search", "sweeps", "crossing"):
         assert json.loads(json.dumps(repeated[part])) == json.loads(json.dumps(content[part]))
+
+
+def test_each_number_of_bought_pairs_has_the_settings_searched_for_it(request_of: Request) -> None:
+    asked = replace(request_of, settings={"dpo": {"beta": 0.1}, name_bought(4): {"beta": 0.3}})
+    assert plan_bought(asked, 4, "DPO")[0].settings == {"beta": 0.3}
+    assert plan_bought(asked, 8, "DPO")[0].settings == {"beta": 0.1}
+
+
+def test_a_crossing_takes_from_the_sweeps_what_has_fewer_thumbs_and_nothing_else(request_of: Request) -> None:
+    sweeps = [parse_sweep(text) for text in ("noise=0,0.3@12", "ratio=1:1@8", "rows=4,9", "per-prompt=1")]
+
+    class Recording:
+        request = replace(request_of, sweeps=sweeps)
+
+        def run_under(self, condition: Any, method: str) -> Any:
+            return [], [f"{method}, {condition.name}"]
+
+    assert _run_fewer_thumbs(Recording()) == {  # type: ignore[arg-type,comparison-overlap]
+        12: ["kto, 12 thumbs"],
+        4: ["kto, 4 thumbs"],
+        9: ["kto, 9 thumbs"],
+    }
 
 
 @pytest.mark.parametrize(

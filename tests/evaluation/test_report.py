@@ -310,7 +310,8 @@ def test_what_stands_beside_the_table_is_told_with_its_numbers(write_run, full_c
         "failed: a loss is not a number",
         "120 thumbs, 30% wrong: DPO failed (no prompt has both)",
         "120 thumbs: KTO over DPO +30 points (+20 to +40 points)",
-        "DPO on bought pairs needs 3.1 times the labels of KTO (1.9 to more than 4.0; at 5 labels a pair).",
+        "At 5 labels a pair, DPO on bought pairs needs 4.0 times the labels of KTO on 120 thumbs (less than the fewest "
+        "tried to 6.2); needs 3.1 times the labels of KTO on 240 thumbs (1.9 to more than 4.0).",
     ):
         assert text in markup, text
     figures = embedded_data(report.write_report(folder).read_text(encoding="utf-8"))["figures"]

@@ -98,8 +98,8 @@ def compare(
     sweep_methods: str = typer.Option("kto,dpo", help="Methods of the sweeps, with commas."),
     crossing: str | None = typer.Option(
         None,
-        help="Numbers of bought pairs, rising, with commas: how many do as well as the thumbs? Needs kto and dpo among "
-        "the methods, and --pool-samples.",
+        help="Numbers of bought pairs, rising, with commas: how many do as well as the thumbs, and as the fewer that a "
+        "sweep draws? Needs kto and dpo among the methods, and --pool-samples.",
     ),
     config: Path | None = typer.Option(
         None,

@@ -23,7 +23,7 @@ from thumbtune.data.pairs import key_prompt, pair_thumbs
 from thumbtune.data.synth.users import Sample, SimulatedUsers
 from thumbtune.engine.logprobs import Branch
 from thumbtune.engine.reference import fingerprint_weights
-from thumbtune.errors import ConfigError, DataError, ThumbtuneError
+from thumbtune.errors import ConfigError, ThumbtuneError
 from thumbtune.evaluation.arm_report import (
     add_leads,
     estimate_liked,
@@ -34,12 +34,12 @@ from thumbtune.evaluation.arm_report import (
     write_completions,
 )
 from thumbtune.evaluation.arms import ArmPlan, Bench, OnStage, Samples
-from thumbtune.evaluation.conditions import Condition, label, rows_of, vary
-from thumbtune.evaluation.crossing import find_crossing
+from thumbtune.evaluation.conditions import Condition, label, vary
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import Judge, UsersJudge
 from thumbtune.evaluation.measures import ArmScores, Votes, collect_held_out_votes, mean
-from thumbtune.evaluation.pairs_bought import buy_pairs, count_pairs
+from thumbtune.evaluation.pairs_bought import count_affordable, count_pairs, name_bought, plan_bought
+from thumbtune.evaluation.price_of_pairs import run_crossing
 from thumbtune.evaluation.search import Trial, choose, propose_settings
 from thumbtune.evaluation.statistics import estimate_mean
 from thumbtune.evaluation.work import Clock, OnArm, Sizes, weigh
@@ -102,6 +102,18 @@ class Comparison:
         """An arm with every seed, judged."""
         runs, scores = [], []
         for seed in self.request.seeds:
+            run, said = self.bench.run(plan, seed, self._base_samples)
+            runs.append(run)
+            scores.append(self.score(said))
+        return runs, scores
+
+    def run_under(self, condition: Condition, method: str) -> Arm:
+        """A method under a condition, each seed with rows of its own drawing, judged."""
+        runs, scores = [], []
+        for seed in self.request.seeds:
+            rows = vary(self.request.rows, condition, seed)
+            settings = self.request.settings.get(method, {})
+            plan = ArmPlan(method, f"{METHODS[method].name}, {condition.name}", method, rows, settings)
             run, said = self.bench.run(plan, seed, self._base_samples)
             runs.append(run)
             scores.append(self.score(said))
@@ -258,20 +270,8 @@ def plan_arms(request: Request) -> list[ArmPlan]:
             continue
         plans.append(ArmPlan(method, f"{name} (pairs in the thumbs)", method, request.rows, settings))
         if request.pool and method == "dpo":
-            bought = int(len(request.rows.examples) // request.pair_cost)
-            plans += plan_bought(request, method, bought, f"{method}_bought", f"{name} (bought pairs)")
+            plans += plan_bought(request, count_affordable(request), f"{name} (bought pairs)")
     return plans
-
-
-def plan_bought(request: Request, method: str, n_pairs: int, key: str, name: str) -> list[ArmPlan]:
-    """The arm of so many bought pairs; none where all of them are ties."""
-    assert request.users is not None
-    pairs, counts = buy_pairs(request.pool, request.users, labels=n_pairs, pair_cost=1, seed=request.seeds[0])
-    if not pairs:
-        return []
-    return [
-        ArmPlan(key, name, method, rows_of(pairs, "bought pairs"), request.settings.get(method, {}), counts)
-    ]
 
 
 def measure_work(request: Request, bench: Bench, on_arm: OnArm | None) -> tuple[Sizes, Clock]:
@@ -284,9 +284,7 @@ def measure_work(request: Request, bench: Bench, on_arm: OnArm | None) -> tuple[
                 settings = request.settings.get(method, {})
                 plans.append((ArmPlan(method, "", method, rows, settings), seed, bench))
     for n_pairs in request.pair_counts:
-        plans += [
-            (p, seed, bench) for p in plan_bought(request, "dpo", n_pairs, "", "") for seed in request.seeds
-        ]
+        plans += [(plan, seed, bench) for plan in plan_bought(request, n_pairs, "") for seed in request.seeds]
     plans += [(plan, request.seeds[0], where) for plan, where in _list_trials(request, bench)]
     arms = {(where.name_arm(plan, seed), id(where)): (plan, seed, where) for plan, seed, where in plans}
     left = [(plan, where) for plan, seed, where in arms.values() if not where.is_done(plan, seed)]
@@ -305,9 +303,9 @@ def _list_trials(request: Request, bench: Bench) -> list[tuple[ArmPlan, Bench]]:
         return []
     validating = replace(bench, prompts=request.validation)
     return [
-        (replace(_choose_searched(request, method), settings=settings), validating)
-        for method in request.methods
-        for settings in propose_settings(request.settings.get(method, {}), request.trials)
+        (replace(plan, settings=settings), validating)
+        for plan in _list_searched(request).values()
+        for settings in propose_settings(plan.settings, request.trials)
     ]
 
 
@@ -330,27 +328,32 @@ def search_settings(
     validating = begin(request, replace(bench, prompts=request.validation))
     chosen: dict[str, Mapping[str, Any]] = {}
     tried: dict[str, list[dict[str, Any]]] = {}
-    for method in request.methods:
-        arm = _choose_searched(request, method)
-        trials = []
-        for settings in propose_settings(request.settings.get(method, {}), request.trials):
-            trials.append(_try(validating, replace(arm, settings=settings), request.seeds[0]))
-        chosen[method] = choose(trials)
-        tried[method] = [
+    for searched, plan in _list_searched(request).items():
+        trials = [
+            _try(validating, replace(plan, settings=settings), request.seeds[0])
+            for settings in propose_settings(plan.settings, request.trials)
+        ]
+        chosen[searched] = choose(trials)
+        tried[searched] = [
             {
                 "settings": {name: trial.settings[name] for name in ("learning_rate", "beta")},
                 "up_rate": trial.up_rate.as_dict() if trial.up_rate else None,
                 "error": trial.error,
-                "chosen": trial.settings == chosen[method],
+                "chosen": trial.settings == chosen[searched],
             }
             for trial in trials
         ]
     return dict(request.settings) | chosen, tried
 
 
-def _choose_searched(request: Request, method: str) -> ArmPlan:
-    """The arm that a method's settings are searched on: the one with most rows."""
-    return max((plan for plan in plan_arms(request) if plan.method == method), key=count_rows)
+def _list_searched(request: Request) -> dict[str, ArmPlan]:
+    """The arms that settings are searched on: each method's on the thumbs, and DPO's of each number of bought pairs."""
+    searched = {plan.method: plan for plan in plan_arms(request) if plan.key == plan.method}
+    if request.pool:
+        for n_pairs in sorted({count_affordable(request), *request.pair_counts}):
+            for plan in plan_bought(request, n_pairs, f"DPO ({n_pairs} pairs bought)"):
+                searched[name_bought(n_pairs)] = plan
+    return searched
 
 
 def _try(comparison: Comparison, plan: ArmPlan, seed: int) -> Trial:
@@ -380,15 +383,8 @@ def _run_point(comparison: Comparison, condition: Condition) -> dict[str, Any]:
     point: dict[str, Any] = {"condition": condition.name, "arms": {}}
     liked: dict[str, list[list[float]]] = {}
     for method in request.sweep_methods:
-        settings = request.settings.get(method, {})
         try:
-            runs, scores = [], []
-            for seed in request.seeds:
-                rows = vary(request.rows, condition, seed)
-                plan = ArmPlan(method, f"{METHODS[method].name}, {condition.name}", method, rows, settings)
-                run, said = comparison.bench.run(plan, seed, comparison._base_samples)
-                runs.append(run)
-                scores.append(comparison.score(said))
+            runs, scores = comparison.run_under(condition, method)
         except ThumbtuneError as error:
             point["arms"][method] = {"name": METHODS[method].name, "error": str(error)}
             continue
@@ -405,56 +401,3 @@ def _run_point(comparison: Comparison, condition: Condition) -> dict[str, Any]:
         lead = [mean(a) - mean(b) for a, b in zip(first, second, strict=True) if a and b]
         point["lead"] = estimate_mean(lead).as_dict()
     return point
-
-
-# ---- the price of pairs
-
-
-def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) -> dict[str, Any] | None:
-    """DPO on more and more bought pairs, against KTO on the thumbs. None where KTO or nearly all points failed."""
-    request = comparison.request
-    labels = len(request.rows.examples)
-    points: list[dict[str, Any]] = []
-    curves = []
-    for n_shown in request.pair_counts:
-        point: dict[str, Any] = {"pairs_bought": n_shown, "labels": n_shown * request.pair_cost}
-        plans = plan_bought(request, "dpo", n_shown, "dpo_bought", f"DPO ({n_shown} pairs bought)")
-        try:
-            if not plans:
-                raise DataError("all of these pairs are ties")
-            _, arm = comparison.run(plans[0])
-        except ThumbtuneError as error:
-            points.append(point | {"error": str(error)})
-            continue
-        curves.append((n_shown, join_liked(arm)))
-        pairs, tied = len(plans[0].rows.pairs), plans[0].bought["tied"]
-        points.append(point | {"pairs": pairs, "tied": tied, "up_rate": estimate_liked(arm).as_dict()})
-    if "kto" not in scores or len(curves) < 2:
-        return None
-    level = join_liked(scores["kto"])
-    judged_by_all = [i for i, row in enumerate(level) if row and all(rows[i] for _, rows in curves)]
-    found = find_crossing(
-        [n for n, _ in curves],
-        [[mean(rows[i]) for i in judged_by_all] for _, rows in curves],
-        [mean(level[i]) for i in judged_by_all],
-    )
-    return {
-        "labels": labels,
-        "pair_cost": request.pair_cost,
-        "kto_up_rate": estimate_liked(scores["kto"]).as_dict(),
-        "points": points,
-        "pairs": _finite(found.pairs),
-        "low": _finite(found.low),
-        "high": _finite(found.high),
-        "share_beyond": found.share_beyond,
-        "times_the_labels": {
-            name: _finite(value * request.pair_cost / labels)
-            for name, value in (("mean", found.pairs), ("low", found.low), ("high", found.high))
-        },
-        "fewest": curves[0][0],
-        "most": curves[-1][0],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return None if value == float("inf") else value

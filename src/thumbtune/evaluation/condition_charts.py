@@ -7,7 +7,7 @@ from typing import Any
 
 from thumbtune.evaluation.comparison_record import Comparison, Interval, read_interval
 from thumbtune.evaluation.palette import GREY, Look, assign_looks, make_template
-from thumbtune.evaluation.wording import say_points, say_share, say_up_rate, write_label
+from thumbtune.evaluation.wording import say_points, say_up_rate, write_label
 
 SIDE_STEP = 0.09
 """How far methods stand apart at one condition, so that their whiskers do not cover each other."""
@@ -83,63 +83,60 @@ def say_sweep(sweep: Mapping[str, Any]) -> str:
 
 
 def draw_crossing(comparison: Comparison) -> Any | None:
-    """DPO's up-rate over what its pairs cost, and KTO's on the thumbs as the level to reach."""
+    """Up-rates over the labels paid for: KTO's on thumbs, DPO's on pairs that cost several labels each."""
     import plotly.graph_objects as go
 
     crossing: Mapping[str, Any] = comparison.facts.get("crossing") or {}
-    points, level = crossing.get("points"), read_interval(crossing.get("kto_up_rate"))
-    if not points or level is None:
+    levels, points = _read_rates(crossing.get("levels")), _read_rates(crossing.get("points"))
+    if not levels or not points:
         return None
-    looks = _looks(comparison, ["kto", "dpo_bought"])
-    rates = [(point, rate) for point in points if (rate := read_interval(point.get("up_rate")))]
-    budgets = [point["labels"] / crossing["labels"] for point, _ in rates]
-    figure = go.Figure()
-    kto, dpo = looks["kto"], looks["dpo_bought"]
-    if level.low is not None and level.high is not None:
-        figure.add_hrect(y0=level.low, y1=level.high, fillcolor=kto.colour, opacity=0.12, line_width=0)
-    figure.add_hline(y=level.mean, line={"color": kto.colour, "width": 1.6})
-    figure.add_scatter(
-        x=budgets,
-        y=[rate.mean for _, rate in rates],
-        mode="lines+markers+text",
-        name="DPO (bought pairs)",
-        text=[f"{point['pairs_bought']} pairs" for point, _ in rates],
-        textposition="bottom center",
-        textfont={"color": dpo.colour, "size": 12},
-        line={"color": dpo.colour, "width": 1.6},
-        marker={"color": dpo.colour, "symbol": dpo.symbol, "size": 11},
-        error_y=_whiskers([rate for _, rate in rates], dpo.colour),
-        cliponaxis=False,
-        customdata=[
-            f"{point['pairs_bought']} pairs bought, {point['tied']} of them ties: {say_up_rate(rate)}"
-            for point, rate in rates
-        ],
-        hovertemplate="%{customdata}<extra></extra>",
-    )
-    figure.add_annotation(
-        x=0.01,
-        xref="paper",
-        y=level.mean,
-        text=f"<b>KTO, {crossing['labels']:,} thumbs: {say_share(level.mean)}</b>",
-        font={"color": kto.colour, "size": 13},
-        showarrow=False,
-        xanchor="left",
-        yanchor="bottom",
-    )
+    looks, figure = _looks(comparison, ["kto", "dpo_bought"]), go.Figure()
+    lines = {
+        "kto": ("KTO", levels, [f"{point['labels']:,} thumbs" for point, _ in levels], "top center"),
+        "dpo_bought": (
+            "DPO (bought pairs)",
+            points,
+            [f"{point['pairs_bought']} pairs, {point['tied']} of them ties" for point, _ in points],
+            "bottom center",
+        ),
+    }
+    for method, (name, found, described, place) in lines.items():
+        look, rates = looks[method], [rate for _, rate in found]
+        figure.add_scatter(
+            x=[point["labels"] for point, _ in found],
+            y=[rate.mean for rate in rates],
+            mode="lines+markers+text",
+            name=name,
+            text=[""] * (len(found) - 1) + [f"<b>{name}</b>"],
+            textposition=place,
+            textfont={"color": look.colour, "size": 13},
+            line={"color": look.colour, "width": 1.6},
+            marker={"color": look.colour, "symbol": look.symbol, "size": 11},
+            error_y=_whiskers(rates, look.colour),
+            cliponaxis=False,
+            customdata=[f"{text}: {say_up_rate(rate)}" for text, rate in zip(described, rates, strict=True)],
+            hovertemplate=f"<b>{name}</b><br>%{{customdata}}<extra></extra>",
+        )
     _draw_base(figure, comparison)
+    budgets = sorted({point["labels"] for point, _ in [*levels, *points]})
     figure.update_layout(
         template=make_template(),
         height=360,
-        margin={"t": 16, "r": 32},
+        margin={"t": 24, "r": 72},
         xaxis={
             "type": "log",
             "tickvals": budgets,
-            "ticktext": [f"{budget:.3g} ×" for budget in budgets],
-            "title": {"text": "What the pairs cost, in the thumbs' labels"},
+            "ticktext": [f"{budget:,g}" for budget in budgets],
+            "title": {"text": f"Labels paid for, {crossing['pair_cost']:g} a pair"},
         },
         yaxis={"range": [0, 1], "tickformat": ".0%", "dtick": 0.25, "title": {"text": "Up-rate"}},
     )
     return figure
+
+
+def _read_rates(points: Any) -> list[tuple[Mapping[str, Any], Interval]]:
+    """The points that have an up-rate, with it."""
+    return [(point, rate) for point in points or () if (rate := read_interval(point.get("up_rate")))]
 
 
 def _draw_base(figure: Any, comparison: Comparison) -> None:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from thumbtune.data.synth.simulate import as_messages
 from thumbtune.data.synth.users import Sample, SimulatedUsers
+from thumbtune.evaluation.arms import ArmPlan
+from thumbtune.evaluation.conditions import rows_of
 from thumbtune.records import Pair
+
+if TYPE_CHECKING:
+    from thumbtune.evaluation.compare import Request
 
 
 def count_pairs(pool: Sequence[Sequence[Sample]]) -> int:
@@ -52,3 +58,23 @@ def buy_pairs(
             )
         )
     return pairs, {"bought": len(pairs), "tied": tied, "missing": max(0, budget - len(shown))}
+
+
+def count_affordable(request: Request) -> int:
+    """Pairs that the labels of the thumbs would have bought."""
+    return int(len(request.rows.examples) // request.pair_cost)
+
+
+def plan_bought(request: Request, n_pairs: int, name: str) -> list[ArmPlan]:
+    """DPO's arm of so many bought pairs; none where all of them are ties."""
+    assert request.users is not None
+    pairs, counts = buy_pairs(request.pool, request.users, labels=n_pairs, pair_cost=1, seed=request.seeds[0])
+    if not pairs:
+        return []
+    settings = request.settings.get(name_bought(n_pairs), request.settings.get("dpo", {}))
+    return [ArmPlan("dpo_bought", name, "dpo", rows_of(pairs, "bought pairs"), settings, counts)]
+
+
+def name_bought(n_pairs: int) -> str:
+    """What the settings for so many bought pairs are kept under, since a search finds some for each number."""
+    return f"dpo, {n_pairs} pairs bought"

@@ -13,7 +13,7 @@ def write_verdict(
     base = arms["base"]
     trained = {key: arm for key, arm in arms.items() if key != "base" and not arm.get("error")}
     sentences = _answer(trained, labels)
-    if crossing:
+    if crossing and crossing["levels"]:
         sentences.append(describe_crossing(crossing))
     ranked = sorted(trained.values(), key=_rank)
     if len(ranked) > MOST_SENTENCES and base["up_rate"] and all(arm["up_rate"] for arm in ranked):
@@ -85,21 +85,28 @@ def _answer(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
 
 
 def describe_crossing(crossing: Mapping[str, Any]) -> str:
-    """How much more DPO's pairs cost than the thumbs that do as well."""
-    times, cost = crossing["times_the_labels"], f"at {crossing['pair_cost']:g} labels a pair"
-    most = crossing["most"] * crossing["pair_cost"] / crossing["labels"]
+    """How much more DPO's pairs cost than the thumbs that do as well, for each number of thumbs."""
+    found = [_describe_level(level, crossing) for level in crossing.get("levels") or ()]
+    return (
+        f"At {crossing['pair_cost']:g} labels a pair, DPO on bought pairs {'; '.join(found)}."
+        if found
+        else ""
+    )
+
+
+def _describe_level(level: Mapping[str, Any], crossing: Mapping[str, Any]) -> str:
+    thumbs, times = f"KTO on {level['labels']:,} thumbs", level["times_the_labels"]
+    fewest, most = (crossing[end] * crossing["pair_cost"] / level["labels"] for end in ("fewest", "most"))
     if times["mean"] is None:
-        within = f", nor in {100 * crossing['share_beyond']:.0f}% of the resamples"
         return (
-            f"DPO on bought pairs did not catch up with KTO within {most:.1f} times the labels ({cost}, "
-            f"{crossing['most']} pairs{within})."
+            f"did not catch up with {thumbs} within {most:.1f} times their labels "
+            f"({crossing['most']} pairs, nor in {100 * level['share_beyond']:.0f}% of the resamples)"
         )
     if times["mean"] == 0:
-        fewest = crossing["fewest"] * crossing["pair_cost"] / crossing["labels"]
-        return f"DPO on bought pairs does as well as KTO with {fewest:.1f} times the labels or less ({cost})."
+        return f"does as well as {thumbs} with {fewest:.1f} times their labels or less"
     low = "less than the fewest tried" if times["low"] == 0 else f"{times['low']:.1f}"
     high = f"more than {most:.1f}" if times["high"] is None else f"{times['high']:.1f}"
-    return f"DPO on bought pairs needs {times['mean']:.1f} times the labels of KTO ({low} to {high}; {cost})."
+    return f"needs {times['mean']:.1f} times the labels of {thumbs} ({low} to {high})"
 
 
 def _list_names(names: Sequence[str]) -> str:
