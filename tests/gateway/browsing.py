@@ -63,6 +63,12 @@ class Visit:
         return [unshield_text(text) for text in self.page.locator("#chat .message.bot").all_inner_texts()]
 
 
+LEFT_WHILE_LOADING = "AbortError: signal is aborted without reason"
+"""What Gradio says of its own requests where a link is followed before the page has loaded, as on a busy machine."""
+
+
 def note_complaint(visit: Visit, message: Any) -> None:
+    if message.text.startswith(LEFT_WHILE_LOADING):
+        return
     if message.type in ("error", "warning"):
         visit.complaints.append(f"{message.text} {message.location['url']}".strip())
