@@ -83,6 +83,12 @@ def test_tables_of_the_file_become_rules_and_a_wrong_kind_is_refused(tmp_path: P
             "canary rule 'promote_on' is 'not-worse'.*'better' or 'not_worse'",
         ),
         ('[gate]\nkl_nats = "x"', "gate rule 'kl_nats' is 'x'"),
+        ("[gate]\nkl_nats = nan", "gate rule 'kl_nats' is nan: expected a finite number"),
+        ("[gate]\nkl_nats = -1", "gate kl_nats is -1.0, expected 0 or more"),
+        ("[gate]\nup_rate_drop = 2", "gate up_rate_drop is 2.0, expected 0 to 1"),
+        ("[gate]\nfewest_votes = 0", "gate fewest_votes is 0, expected at least 1"),
+        ("[gate]\nshortest = 3", "gate shortest and longest are 3.0 and 2.0"),
+        ("[canary]\nmax_days = inf", "canary rule 'max_days' is inf: expected a finite number"),
         ('[curation]\nmost_votes_of_one = "lots"', "curation rule 'most_votes_of_one' is 'lots'"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from thumbtune.errors import ConfigError
 from thumbtune.evaluation.statistics import (
     Estimate,
     estimate_mean,
@@ -58,6 +59,28 @@ class GateRules:
     """Nats a token away from the original base, over all generations."""
     least_entropy: float = 0.15
     """Its entropy a token against the base's: below, it says the same whatever it is asked."""
+
+    def __post_init__(self) -> None:
+        for name in ("fewest_votes", "fewest_prompts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"gate {name} is {getattr(self, name)}, expected at least 1")
+        for name in (
+            "auc_drop",
+            "up_rate_drop",
+            "negative_flips",
+            "refusals_more",
+            "repetition_more",
+            "least_entropy",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"gate {name} is {getattr(self, name)}, expected 0 to 1")
+        for name in ("flattery_nats", "kl_nats"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"gate {name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.shortest <= 1 <= self.longest:
+            raise ConfigError(
+                f"gate shortest and longest are {self.shortest} and {self.longest}, expected 0 to 1, and 1 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)

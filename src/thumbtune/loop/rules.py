@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
@@ -13,7 +14,10 @@ Rules = TypeVar("Rules")
 
 
 def read_fields(kind: type[Rules], content: Mapping[str, Any], what: str) -> Rules:
-    """The rules that `content` names, defaults for the rest; lists become tuples. Raises `ConfigError`."""
+    """The rules that `content` names, defaults for the rest; lists become tuples. Raises `ConfigError`.
+
+    Numbers have to be finite: whatever is compared with NaN passes.
+    """
     hints = get_type_hints(kind)
     unknown = set(content) - set(hints)
     if unknown:
@@ -23,7 +27,10 @@ def read_fields(kind: type[Rules], content: Mapping[str, Any], what: str) -> Rul
 
 def _fit(value: Any, hint: Any, what: str) -> Any:
     try:
-        return TypeAdapter(hint).validate_python(value)
+        fitting = TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{what} is {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+    if isinstance(fitting, float) and not math.isfinite(fitting):
+        raise ConfigError(f"{what} is {value!r}: expected a finite number")
+    return fitting
