@@ -206,6 +206,7 @@ def add_everything(comparison: dict[str, Any]) -> dict[str, Any]:
             {
                 "labels": 120,
                 "up_rate": make_interval(0.3, 0.08),
+                "gain": make_interval(0.18, 0.08) | {"p_value": 0.001},
                 "pairs": 96.0,
                 "low": 0.0,
                 "high": 150.0,
@@ -215,6 +216,7 @@ def add_everything(comparison: dict[str, Any]) -> dict[str, Any]:
             {
                 "labels": 240,
                 "up_rate": make_interval(0.44, 0.08),
+                "gain": make_interval(0.32, 0.08) | {"p_value": 0.001},
                 "pairs": 150.0,
                 "low": 90.0,
                 "high": None,

@@ -20,11 +20,11 @@ from thumbtune.evaluation import measures
 from thumbtune.evaluation.compare import Request, compare
 from thumbtune.evaluation.conditions import parse_sweep
 from thumbtune.evaluation.judge import Sampling
-from thumbtune.evaluation.judges import CheckerJudge, VotesJudge
+from thumbtune.evaluation.judges import CheckerJudge, UsersJudge, VotesJudge
 from thumbtune.evaluation.pairs_bought import buy_pairs, name_bought, plan_bought
-from thumbtune.evaluation.price_of_pairs import _run_fewer_thumbs
+from thumbtune.evaluation.price_of_pairs import _describe_level, _run_fewer_thumbs
 from thumbtune.evaluation.report import write_report
-from thumbtune.evaluation.verdict import _is_sure, write_verdict
+from thumbtune.evaluation.verdict import _is_sure, describe_crossing, write_verdict
 
 USERS = SimulatedUsers(parse_taste("brevity:24"))
 SETTINGS = {
@@ -250,6 +250,7 @@ def test_a_crossing_takes_from_the_sweeps_what_has_fewer_thumbs_and_nothing_else
         ({"validation": []}, "a search needs prompts of its own"),
         ({"pool": ()}, "a crossing holds bought pairs against KTO"),
         ({"pair_counts": (2, 9)}, "the samples hold 8 pairs"),
+        ({"pair_counts": (4,)}, "at least two numbers of bought pairs"),
         ({"methods": ("kto", "simpo")}, "samples for bought pairs are for DPO"),
         ({"sweep_methods": ("kto", "orpo")}, "whose settings were searched"),
         ({"users": None}, "bought pairs need users"),
@@ -310,49 +311,141 @@ def test_a_judge_that_judges_nothing_is_refused_with_its_reason(
 
 
 def test_leads_are_sure_where_neither_interval_nor_number_of_looks_speaks_against_it() -> None:
-    def lead(low: float, high: float, p_value: float) -> dict[str, float]:
+    def between(low: float, high: float, p_value: float) -> dict[str, float]:
         return {"mean": (low + high) / 2, "low": low, "high": high, "p_value": p_value}
 
     # Holm at 0.05 for three: 0.0167, 0.025, 0.05. 0.02 is above the second's bound once 0.001 has passed? No: 0.025.
-    assert _is_sure([lead(0.1, 0.3, 0.02), lead(0.1, 0.3, 0.001), lead(0.1, 0.3, 0.06)]) == [
+    assert _is_sure([between(0.1, 0.3, 0.02), between(0.1, 0.3, 0.001), between(0.1, 0.3, 0.06)]) == [
         True,
         True,
         False,
     ]
-    assert _is_sure([lead(0.1, 0.3, 0.02), lead(0.1, 0.3, 0.03), lead(0.1, 0.3, 0.04)]) == [
+    assert _is_sure([between(0.1, 0.3, 0.02), between(0.1, 0.3, 0.03), between(0.1, 0.3, 0.04)]) == [
         False,
         False,
         False,
     ]
-    assert _is_sure([lead(-0.1, 0.3, 0.001)]) == [False]
+    assert _is_sure([between(-0.1, 0.3, 0.001)]) == [False]
+
+
+def make_arm(name: str, gain: float, low: float, high: float, p_value: float, **leads: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "up_rate": {"mean": 0.3 + gain, "low": 0.1, "high": 0.9, "n": 48},
+        "gain": {"mean": gain, "low": low, "high": high, "p_value": p_value},
+        "spent": {"pairs": 0, "rows": 100},
+        **leads,
+    }
+
+
+BASE_ARM = {"name": "Base", "up_rate": {"mean": 0.3, "low": 0.2, "high": 0.4, "n": 48}}
 
 
 def test_many_arms_are_told_in_groups_and_few_one_by_one() -> None:
-    def arm(name: str, mean: float, low: float, high: float, p_value: float) -> dict[str, Any]:
-        rate = {"mean": 0.3 + mean, "low": 0.1, "high": 0.9, "n": 48}
-        return {
-            "name": name,
-            "up_rate": rate,
-            "gain": {"mean": mean, "low": low, "high": high, "p_value": p_value},
-        }
-
-    base = {"name": "Base", "up_rate": {"mean": 0.3, "low": 0.2, "high": 0.4, "n": 48}}
     arms = {
-        "a": arm("A", 0.3, 0.2, 0.4, 0.001),
-        "b": arm("B", 0.2, 0.1, 0.3, 0.2),  # a narrow bootstrap, and a test that does not agree
-        "c": arm("C", -0.2, -0.3, -0.1, 0.001),
-        "d": arm("D", 0.0, -0.1, 0.1, 0.9),
-        "e": arm("E", 0.25, 0.1, 0.4, 0.01),
+        "a": make_arm("A", 0.3, 0.2, 0.4, 0.001),
+        "b": make_arm("B", 0.2, 0.1, 0.3, 0.2),  # a narrow bootstrap, and a test that does not agree
+        "c": make_arm("C", -0.2, -0.3, -0.1, 0.001),
+        "d": make_arm("D", 0.0, -0.1, 0.1, 0.9),
+        "e": make_arm("E", 0.25, 0.1, 0.4, 0.01),
     }
-    few = write_verdict({"base": base, "a": arms["a"], "c": arms["c"]}, 100)
-    assert few[0].startswith("A is better than the base: up-rate 60%")
-    assert few[1].startswith("C is worse than the base: up-rate 10%")
-    many = write_verdict({"base": base, **arms}, 100)
+    few = write_verdict({"base": BASE_ARM, "a": arms["a"], "c": arms["c"]}, 100)
+    assert few[1].startswith("A is better than the base: up-rate 60%")
+    assert few[2].startswith("C is worse than the base: up-rate 10%")
+    many = write_verdict({"base": BASE_ARM, **arms}, 100)
     assert many == [
+        "With 100 thumbs, A.",
         "Better than the base (up-rate 30% (20% to 40%, n = 48), on held-out prompts): A 60%, E 55%.",
         "Not to be told from the base (up-rate 30% (20% to 40%, n = 48), on held-out prompts): B 50%, D 30%.",
         "Worse than the base (up-rate 30% (20% to 40%, n = 48), on held-out prompts): C 10%.",
     ]
+
+
+def lead(mean: float, p_value: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "p_value": p_value}
+
+
+def test_the_answer_is_the_best_arm_whichever_it_is_and_names_those_that_may_be_as_good() -> None:
+    kto = make_arm("KTO", 0.2, 0.1, 0.3, 0.001, best_lead=lead(0.2, 0.001))
+    dpo = make_arm("DPO", 0.4, 0.3, 0.5, 0.001, kto_lead=lead(-0.2, 0.001))
+    said = write_verdict({"base": BASE_ARM, "kto": kto, "dpo": dpo}, 1_200)
+    assert said[0] == "With 1,200 thumbs, DPO."
+    assert said[-1].startswith("For 1200 labels, DPO beats KTO by 20 points (-25 to -15 points)")
+    # the interval alone is without zero, Holm's p-value is not small enough: neither sentence calls it beaten
+    close = {
+        "kto": make_arm("KTO", 0.4, 0.3, 0.5, 0.001),
+        "dpo": make_arm(
+            "DPO", 0.33, 0.2, 0.4, 0.001, kto_lead=lead(0.07, 0.053), best_lead=lead(0.07, 0.053)
+        ),
+    }
+    said = write_verdict({"base": BASE_ARM, **close}, 240)
+    assert said[0] == "With 240 thumbs, KTO. It cannot be told from DPO at this n."
+    assert "KTO and DPO cannot be told apart" in said[-1]
+    poor = {
+        "kto": make_arm("KTO", 0.05, -0.1, 0.2, 0.6),
+        "dpo": make_arm("DPO", -0.05, -0.1, 0.1, 0.5, kto_lead=lead(0.1, 0.2)),
+    }
+    said = write_verdict({"base": BASE_ARM, **poor}, 240)
+    assert said[0] == "With 240 thumbs, none of these is better than the base at this n."
+
+
+def test_a_crossing_in_words_keeps_both_ends_and_says_where_there_is_nothing_to_reach() -> None:
+    def level(labels: int, gain: float, mean: float | None, low: float, high: float | None) -> dict[str, Any]:
+        times = {"mean": mean, "low": low, "high": high}
+        return {"labels": labels, "gain": lead(gain, 0.001), "times_the_labels": times}
+
+    crossing = {
+        "pair_cost": 5,
+        "fewest": 12,
+        "most": 192,
+        "levels": [
+            level(30, 0.02, 2.0, 0.0, 4.0),
+            level(60, 0.3, 0.0, 0.0, 1.4),
+            level(120, 0.3, 1.25, 0.0, None),
+            level(240, 0.3, None, 3.1, None),
+        ],
+    }
+    # 192 pairs cost 960 labels: 8 times 120, 4 times 240; 12 pairs cost 60: 1 times 60, half of 120
+    assert describe_crossing(crossing) == (
+        "At 5 labels a pair, DPO on bought pairs has nothing to reach in KTO on 30 thumbs, which is not better than "
+        "the base; does as well as KTO on 60 thumbs with 1.0 times their labels or less (less than 1.0 to 1.4); needs "
+        "1.2 times the labels of KTO on 120 thumbs (less than 0.5 to more than 8.0); does not reach KTO on 240 "
+        "thumbs within 4.0 times their labels (3.1 to more than 4.0)."
+    )
+
+
+def test_a_level_of_the_crossing_worked_by_hand() -> None:
+    # pairs at 10, 40, 160 with rates 0, 0.5, 1, KTO on 100 thumbs at 0.75: √(40 × 160) = 80 pairs, 400 labels, 4 times
+    kto = make_scores([[1.0], [0.5], [1.0], [0.5]], [1] * 4)
+    base = make_scores([[0.0]] * 4, [1] * 4)
+    curves = [(n, [[rate]] * 4) for n, rate in ((10, 0.0), (40, 0.5), (160, 1.0))]
+    found = _describe_level(100, [kto], base, curves, pair_cost=5.0)
+    assert found["pairs"] == pytest.approx(80.0)
+    assert found["times_the_labels"]["mean"] == pytest.approx(4.0)
+    assert found["up_rate"]["mean"] == found["gain"]["mean"] == pytest.approx(0.75)
+
+
+def test_a_judge_s_outage_ends_the_comparison_and_what_is_unjudged_is_one_arm_s_error(
+    request_of: Request, tiny_model_path: Path
+) -> None:
+    model, tokenizer = load_model_and_tokenizer(tiny_model_path)
+    asked = replace(request_of, pool=(), methods=("kto",))
+
+    class Failing(UsersJudge):
+        def judge(self, prompts: Any, samples: Any, base: Any) -> Any:
+            if samples is not base:
+                raise ConfigError("the judge gave no answer")
+            return super().judge(prompts, samples, base)
+
+    class Silent(UsersJudge):
+        def judge(self, prompts: Any, samples: Any, base: Any) -> Any:
+            said = super().judge(prompts, samples, base)
+            return said if samples is base else [[None for _ in row] for row in samples]
+
+    with pytest.raises(ConfigError, match="gave no answer"):
+        compare(replace(asked, judge=Failing(USERS)), model, tokenizer, on_stage)
+    content = compare(replace(asked, judge=Silent(USERS)), model, tokenizer, on_stage)
+    assert "judged none of its completions" in content["arms"]["kto"]["error"]
 
 
 def make_scores(liked: list[list[float | None]], lengths: list[int]) -> measures.ArmScores:

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from evaluation.conftest import make_completions
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.evaluation import report
 from thumbtune.evaluation.comparison_record import Interval, read_interval
@@ -43,6 +44,18 @@ def test_the_report_is_one_file_beside_the_comparison(write_run, comparison):
     ]
     assert path.stat().st_size < 6 * MEBIBYTE
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_page_of_many_prompts_stays_small_and_says_what_it_leaves_out(write_run, nine_arms):
+    completions = make_completions(nine_arms["arms"], prompts=2_000)
+    path = report.write_report(write_run(nine_arms, completions))
+    assert path.stat().st_size < 6_000_000
+    page = path.read_text(encoding="utf-8")
+    n_shown = len(embedded_data(page)["completions"])
+    assert 100 < n_shown < 2_000
+    assert f"Of 2000 prompts the first {n_shown}" in own_markup(page)
+    few = report.write_report(write_run(nine_arms)).read_text(encoding="utf-8")
+    assert "Of 20 prompts the first" not in own_markup(few)
 
 
 def test_plotly_is_inlined_once_and_nothing_is_loaded_from_elsewhere(write_run, nine_arms):
@@ -301,7 +314,7 @@ def test_what_stands_beside_the_table_is_told_with_its_numbers(write_run, full_c
     markup = own_markup(report.write_report(folder).read_text(encoding="utf-8"))
     for text in (
         "Prompt by prompt</h2>",
-        "+32 points, p &lt; 0.001",
+        "+32 points (+22 to +42 points), p &lt; 0.001",
         "30, 28, 6",
         "31% (of 75%)",
         "40%, 50%, 45%",
@@ -309,9 +322,9 @@ def test_what_stands_beside_the_table_is_told_with_its_numbers(write_run, full_c
         "0.0009",
         "failed: a loss is not a number",
         "120 thumbs, 30% wrong: DPO failed (no prompt has both)",
-        "120 thumbs: KTO over DPO +30 points (+20 to +40 points)",
-        "At 5 labels a pair, DPO on bought pairs needs 4.0 times the labels of KTO on 120 thumbs (less than the fewest "
-        "tried to 6.2); needs 3.1 times the labels of KTO on 240 thumbs (1.9 to more than 4.0).",
+        "120 thumbs: KTO over DPO +30 points (+20 to +40 points, n = 64 prompts)",
+        "At 5 labels a pair, DPO on bought pairs needs 4.0 times the labels of KTO on 120 thumbs (less than 1.0 to "
+        "6.2); needs 3.1 times the labels of KTO on 240 thumbs (1.9 to more than 4.0).",
     ):
         assert text in markup, text
     figures = embedded_data(report.write_report(folder).read_text(encoding="utf-8"))["figures"]

@@ -38,13 +38,22 @@ def test_intervals_are_the_same_on_every_call() -> None:
 
 def test_auc_has_an_interval_around_it_and_none_for_one_class() -> None:
     estimate = estimate_auc(
-        [0.9, 0.8, 0.3, 0.2, 0.7, 0.1], [True, True, False, False, False, True], [0, 1, 2, 3, 4, 5]
+        [[0.9, 0.8, 0.3, 0.2, 0.7, 0.1]], [True, True, False, False, False, True], [0, 1, 2, 3, 4, 5]
     )
     assert estimate is not None
     # Nine pairs of 👍 and 👎: 0.9 and 0.8 beat all three, 0.1 beats none: 6 of 9
     assert estimate.mean == pytest.approx(6 / 9)
     assert estimate.low <= estimate.mean <= estimate.high
-    assert estimate_auc([0.1, 0.2], [True, True], [0, 1]) is None
+    assert estimate_auc([[0.1, 0.2]], [True, True], [0, 1]) is None
+
+
+def test_the_auc_of_two_runs_is_the_mean_of_theirs_whatever_their_scales() -> None:
+    # pooled, the second's larger numbers would rule
+    estimate = estimate_auc([[0.2, 0.1, 0.4, 0.3], [50.0, 60.0, 70.0, 80.0]], [True, False] * 2, [0, 0, 1, 1])
+    assert estimate is not None
+    # first: 0.2 > 0.1, 0.4 > 0.1, 0.4 > 0.3, 0.2 < 0.3: 3 of 4; second: 70 > 60 alone: 1 of 4
+    assert estimate.mean == pytest.approx((3 / 4 + 1 / 4) / 2)
+    assert estimate.n == 4
 
 
 def test_intervals_that_touch_are_not_apart() -> None:

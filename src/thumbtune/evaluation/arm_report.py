@@ -30,7 +30,7 @@ from thumbtune.evaluation.statistics import (
     estimate_share,
     paired_p_value,
 )
-from thumbtune.evaluation.verdict import list_caveats, write_verdict
+from thumbtune.evaluation.verdict import find_best, list_caveats, write_verdict
 from thumbtune.records import text_key
 from thumbtune.training.manifest import describe_hardware, git_commit, now, package_versions
 from thumbtune.training.methods import METHODS
@@ -60,6 +60,12 @@ def estimate_liked(scores: Sequence[ArmScores]) -> Estimate:
     return estimate_share(join_liked(scores))
 
 
+def estimate_gain(scores: Sequence[ArmScores], base: ArmScores) -> dict[str, float]:
+    """Up-rate above the base's, paired by prompt, with its p-value."""
+    gain = _subtract(join_liked(scores), join_liked([base for _ in scores]))
+    return estimate_mean(gain).as_dict() | {"p_value": paired_p_value(gain)}
+
+
 def report_base(base: ArmScores) -> dict[str, Any]:
     return {
         "name": "Base",
@@ -87,9 +93,8 @@ def report_arm(
 ) -> dict[str, Any]:
     manifest = json.loads((runs[0].folder / "manifest.json").read_text())
     config = manifest["config"]
-    ratios = [score.vote_log_ratios[i][k] for score in scores for i, k in votes.places]
-    labels, prompts = votes.labels * len(scores), votes.prompts * len(scores)
-    auc = estimate_auc(ratios, labels, prompts)
+    ratios = [[score.vote_log_ratios[i][k] for i, k in votes.places] for score in scores]
+    auc = estimate_auc(ratios, votes.labels, votes.prompts)
     return {
         "name": plan.name,
         "method": plan.method,
@@ -111,7 +116,9 @@ def report_arm(
             for entry in runs[0].curve
             if "loss" in entry
         ],
-        "reward_histogram": count_rewards([config["beta"] * ratio for ratio in ratios], labels),
+        "reward_histogram": count_rewards(
+            [config["beta"] * ratio for run in ratios for ratio in run], list(votes.labels) * len(scores)
+        ),
         "config": {
             name: config[name]
             for name in ("learning_rate", "beta", "num_train_epochs", "per_device_train_batch_size",
@@ -136,11 +143,10 @@ OF_SAMPLES = (
 
 def _measure_samples(scores: list[ArmScores], base: ArmScores) -> dict[str, Any]:
     liked, of_base = join_seeds([score.liked for score in scores]), join_seeds([base.liked for _ in scores])
-    gain = _subtract(judged(liked), judged(of_base))
     measured = (
         estimate_liked(scores).as_dict(),
         [estimate_liked([score]).mean for score in scores],
-        estimate_mean(gain).as_dict() | {"p_value": paired_p_value(gain)},
+        estimate_gain(scores, base),
         count_outcomes(liked, of_base),
         estimate_negative_flips(liked, of_base),
         estimate_at_base_length(scores, base),
@@ -151,14 +157,14 @@ def _measure_samples(scores: list[ArmScores], base: ArmScores) -> dict[str, Any]
 
 
 def add_leads(arms: dict[str, Any], scores: Mapping[str, list[ArmScores]]) -> None:
-    """KTO's lead over each other arm, paired by prompt."""
-    if "kto" not in scores or not any(scores["base"][0].samples):
+    """KTO's lead over each other arm, and that of the best arm, paired by prompt."""
+    if not any(scores["base"][0].samples):
         return
-    kto = join_liked(scores["kto"])
-    for key, arm_scores in scores.items():
-        if key not in ("base", "kto"):
-            lead = _subtract(kto, join_liked(arm_scores))
-            arms[key]["kto_lead"] = estimate_mean(lead).as_dict() | {"p_value": paired_p_value(lead)}
+    for name, leader in (("kto_lead", "kto"), ("best_lead", find_best(arms))):
+        for key, arm_scores in scores.items():
+            if leader is not None and leader in scores and key not in ("base", leader):
+                lead = _subtract(join_liked(scores[leader]), join_liked(arm_scores))
+                arms[key][name] = estimate_mean(lead).as_dict() | {"p_value": paired_p_value(lead)}
 
 
 def _subtract(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:

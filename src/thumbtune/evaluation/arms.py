@@ -20,6 +20,7 @@ import torch
 
 from thumbtune.data.formats import Rows
 from thumbtune.engine.logprobs import Branch, score_branches
+from thumbtune.errors import ThumbtuneError
 from thumbtune.evaluation.generate import Sampled
 from thumbtune.evaluation.judge import Sampling, sample_with_cache, score_samples
 from thumbtune.evaluation.work import Clock
@@ -32,6 +33,19 @@ from thumbtune.training.trainers import TRAINERS
 
 OnStage = Callable[[str], Any]
 """Called with a stage's name; gives a context manager that yields a progress callback (done, total, note)."""
+
+
+class ArmError(Exception):
+    """An arm cannot be trained or told anything of; the others go on."""
+
+
+@contextmanager
+def refusing_an_arm() -> Iterator[None]:
+    """Errors of training as `ArmError`."""
+    try:
+        yield
+    except ThumbtuneError as error:
+        raise ArmError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from thumbtune.evaluation.arm_report import (
     report_comparison,
     write_completions,
 )
-from thumbtune.evaluation.arms import ArmPlan, Bench, OnStage, Samples
+from thumbtune.evaluation.arms import ArmError, ArmPlan, Bench, OnStage, Samples, refusing_an_arm
 from thumbtune.evaluation.conditions import Condition, label, vary
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import Judge, UsersJudge
@@ -99,27 +99,28 @@ class Comparison:
     base: ArmScores
 
     def run(self, plan: ArmPlan) -> Arm:
-        """An arm with every seed, judged."""
-        runs, scores = [], []
-        for seed in self.request.seeds:
-            run, said = self.bench.run(plan, seed, self._base_samples)
-            runs.append(run)
-            scores.append(self.score(said))
-        return runs, scores
+        """An arm with every seed, judged. Raises `ArmError` where it is refused."""
+        return self._run([(plan, seed) for seed in self.request.seeds])
 
     def run_under(self, condition: Condition, method: str) -> Arm:
-        """A method under a condition, each seed with rows of its own drawing, judged."""
-        runs, scores = [], []
-        for seed in self.request.seeds:
-            rows = vary(self.request.rows, condition, seed)
-            settings = self.request.settings.get(method, {})
-            plan = ArmPlan(method, f"{METHODS[method].name}, {condition.name}", method, rows, settings)
-            run, said = self.bench.run(plan, seed, self._base_samples)
-            runs.append(run)
-            scores.append(self.score(said))
-        return runs, scores
+        """A method under a condition, each seed with rows of its own drawing, judged. Raises `ArmError`."""
+        name, settings = f"{METHODS[method].name}, {condition.name}", self.request.settings.get(method, {})
+        with refusing_an_arm():
+            drawn = [(vary(self.request.rows, condition, seed), seed) for seed in self.request.seeds]
+        return self._run([(ArmPlan(method, name, method, rows, settings), seed) for rows, seed in drawn])
+
+    def _run(self, plans: Sequence[tuple[ArmPlan, int]]) -> Arm:
+        with refusing_an_arm():
+            done = [self.bench.run(plan, seed, self._base_samples) for plan, seed in plans]
+        scores = [self.score(said) for _, said in done]
+        if any(any(said.samples) for _, said in done) and not any(join_liked(scores)):
+            raise ArmError(
+                f"the {self.judge.description} judged none of its completions{self.judge.why_not()}"
+            )
+        return [run for run, _ in done], scores
 
     def score(self, said: Samples) -> ArmScores:
+        """What the judge says. An outage of its is no fault of an arm: it ends the comparison, which goes on later."""
         liked = self.judge.judge(self.bench.prompts, said.samples, self.base.samples)
         return ArmScores(said.samples, liked, said.base_log_probs, said.vote_log_ratios)
 
@@ -176,7 +177,7 @@ def compare(
     for plan in plan_arms(request):
         try:
             runs, scores[plan.key] = comparison.run(plan)
-        except ThumbtuneError as error:
+        except ArmError as error:
             arms[plan.key] = {"name": plan.name, "method": plan.method, "error": str(error)}
             continue
         arms[plan.key] = report_arm(request, plan, runs, scores[plan.key], comparison.base, votes)
@@ -251,6 +252,10 @@ def check_request(request: Request) -> None:
         if "kto" not in request.methods or not request.pool:
             raise ConfigError(
                 "a crossing holds bought pairs against KTO: it needs 'kto' among the methods, and samples for the pairs"
+            )
+        if len(request.pair_counts) < 2:
+            raise ConfigError(
+                "a crossing needs at least two numbers of bought pairs: it is looked for between them"
             )
         n_pairs = count_pairs(request.pool)
         if max(request.pair_counts) > n_pairs:
@@ -361,10 +366,14 @@ def _try(comparison: Comparison, plan: ArmPlan, seed: int) -> Trial:
         f"{plan.name}, learning rate {plan.settings['learning_rate']:.2g}, beta {plan.settings['beta']:.2g}"
     )
     try:
-        _, said = comparison.bench.run(plan, seed, comparison._base_samples, shown)
-    except ThumbtuneError as error:
+        with refusing_an_arm():
+            _, said = comparison.bench.run(plan, seed, comparison._base_samples, shown)
+        scores = [comparison.score(said)]
+        if not any(join_liked(scores)):
+            raise ArmError("none of its completions was judged")
+    except ArmError as error:
         return Trial(plan.settings, None, str(error))
-    return Trial(plan.settings, estimate_liked([comparison.score(said)]))
+    return Trial(plan.settings, estimate_liked(scores))
 
 
 # ---- sweeps
@@ -385,7 +394,7 @@ def _run_point(comparison: Comparison, condition: Condition) -> dict[str, Any]:
     for method in request.sweep_methods:
         try:
             runs, scores = comparison.run_under(condition, method)
-        except ThumbtuneError as error:
+        except ArmError as error:
             point["arms"][method] = {"name": METHODS[method].name, "error": str(error)}
             continue
         liked[method] = join_liked(scores)

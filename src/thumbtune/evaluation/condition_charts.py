@@ -75,9 +75,8 @@ def say_sweep(sweep: Mapping[str, Any]) -> str:
             low, high = say_points(lead.low or 0.0), say_points(lead.high or 0.0)
             first, second = (_name([point], method) for method in methods)
             sentences.append(
-                f"{point['condition']}: {first} over {second} {say_points(lead.mean)} ({low} to {high})".replace(
-                    " points to", " to"
-                )
+                f"{point['condition']}: {first} over {second} {say_points(lead.mean)} "
+                f"({low} to {high}, n = {lead.n} prompts)".replace(" points to", " to")
             )
     return "; ".join(sentences) + "." if sentences else ""
 

@@ -35,12 +35,12 @@ def _against_base(comparison: Comparison) -> Table:
         outcomes = content.get("outcomes")
         if arm is comparison.base or not isinstance(outcomes, Mapping):
             continue
-        gain, flips = arm.gain, read_interval(content.get("negative_flips"))
+        flips = read_interval(content.get("negative_flips"))
         at_length = content.get("at_base_length")
         rows.append(
             (
                 arm.name,
-                MISSING if gain is None else f"{say_points(gain.mean)}{_say_p(content.get('gain'))}",
+                MISSING if arm.gain is None else f"{_say_lead(content['gain'])}{_say_p(content['gain'])}",
                 f"{outcomes['wins']}, {outcomes['ties']}, {outcomes['losses']}",
                 str(outcomes["not_judged"]),
                 say_up_rate(flips),

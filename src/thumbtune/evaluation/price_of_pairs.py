@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from thumbtune.errors import DataError, ThumbtuneError
-from thumbtune.evaluation.arm_report import estimate_liked, join_liked
+from thumbtune.evaluation.arm_report import estimate_gain, estimate_liked, join_liked
+from thumbtune.evaluation.arms import ArmError
 from thumbtune.evaluation.conditions import Condition
 from thumbtune.evaluation.crossing import find_crossing
 from thumbtune.evaluation.measures import ArmScores, mean
@@ -28,11 +28,12 @@ def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) 
     for n_shown in request.pair_counts:
         point: dict[str, Any] = {"pairs_bought": n_shown, "labels": n_shown * request.pair_cost}
         plans = plan_bought(request, n_shown, f"DPO ({n_shown} pairs bought)")
+        if not plans:
+            points.append(point | {"error": "all of these pairs are ties"})
+            continue
         try:
-            if not plans:
-                raise DataError("all of these pairs are ties")
             _, arm = comparison.run(plans[0])
-        except ThumbtuneError as error:
+        except ArmError as error:
             points.append(point | {"error": str(error)})
             continue
         curves.append((n_shown, join_liked(arm)))
@@ -45,7 +46,8 @@ def run_crossing(comparison: Comparison, scores: Mapping[str, list[ArmScores]]) 
         "pair_cost": request.pair_cost,
         "points": points,
         "levels": [
-            _describe_level(labels, arm, curves, request.pair_cost) for labels, arm in sorted(levels.items())
+            _describe_level(labels, arm, comparison.base, curves, request.pair_cost)
+            for labels, arm in sorted(levels.items())
         ],
         "fewest": curves[0][0],
         "most": curves[-1][0],
@@ -59,13 +61,17 @@ def _run_fewer_thumbs(comparison: Comparison) -> dict[int, list[ArmScores]]:
         if condition.rows is None or condition != Condition(rows=condition.rows):
             continue
         if "kto" in comparison.request.sweep_methods:
-            with suppress(ThumbtuneError):  # the sweep tells it
+            with suppress(ArmError):  # the sweep tells it
                 levels[condition.rows] = comparison.run_under(condition, "kto")[1]
     return levels
 
 
 def _describe_level(
-    labels: int, arm: Sequence[ArmScores], curves: Sequence[tuple[int, list[list[float]]]], pair_cost: float
+    labels: int,
+    arm: Sequence[ArmScores],
+    base: ArmScores,
+    curves: Sequence[tuple[int, list[list[float]]]],
+    pair_cost: float,
 ) -> dict[str, Any]:
     """KTO on so many thumbs, and where the curve of bought pairs crosses it."""
     level = join_liked(arm)
@@ -78,6 +84,7 @@ def _describe_level(
     return {
         "labels": labels,
         "up_rate": estimate_liked(arm).as_dict(),
+        "gain": estimate_gain(arm, base),
         "pairs": _finite(found.pairs),
         "low": _finite(found.low),
         "high": _finite(found.high),

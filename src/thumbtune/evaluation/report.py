@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ from thumbtune.evaluation.report_sections import (
 from thumbtune.evaluation.wording import say_date
 
 __all__ = ["read_comparison", "read_completions", "write_markdown", "write_pictures", "write_report"]
+
+
+MOST_COMPLETIONS = 900_000
+"""Bytes of completions that a page shows: with the charts' library it stays below 6 MB."""
 
 
 def write_report(folder: Path) -> Path:
@@ -86,6 +91,7 @@ def render_page(comparison: Comparison, completions: list[dict[str, Any]]) -> st
 
     looks = assign_looks(arm.key for arm in comparison.arms)
     sections = draw_sections(comparison)
+    shown = list(_take_bytes(completions, MOST_COMPLETIONS))
     scripts = [get_plotlyjs().replace("\r\n", "\n"), _read_part("report.js")]
     data = {
         "figures": {
@@ -101,7 +107,7 @@ def render_page(comparison: Comparison, completions: list[dict[str, Any]]) -> st
             }
             for arm in comparison.arms
         ],
-        "completions": completions,
+        "completions": shown,
     }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_read_part("report.html")).render(
@@ -116,7 +122,8 @@ def render_page(comparison: Comparison, completions: list[dict[str, Any]]) -> st
         places={arm.key: place for place, arm in enumerate(comparison.arms)},
         sections=sections,
         tables=list_tables(comparison),
-        completions=completions,
+        completions=shown,
+        n_prompts=len(completions),
         methods=list_methods(comparison),
         configs=[(arm, list_facts(dict(arm.spent)), list_facts(arm.config)) for arm in comparison.arms],
         style=Markup(write_colour_variables(looks) + _read_part("report.css")),
@@ -156,6 +163,15 @@ def render_markdown(comparison: Comparison) -> str:
     lines += ["", "What this does not show:", ""] if comparison.caveats else []
     lines += [f"- {cell(caveat)}" for caveat in comparison.caveats]
     return "\n".join(lines) + "\n"
+
+
+def _take_bytes(rows: list[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
+    """The first rows, as many as fit."""
+    for row in rows:
+        most -= len(_embed(row))
+        if most < 0:
+            return
+        yield row
 
 
 def _embed(data: Any) -> str:

@@ -105,11 +105,13 @@ def draw_sections(comparison: Comparison) -> list[ChartSection]:
         ChartSection(
             "crossing",
             "What pairs cost",
-            _say_crossing(comparison) + f" Band and whiskers: {level}.{reference}",
+            "Up-rates over what the labels cost. "
+            + _say_crossing(comparison)
+            + f" In brackets and as whiskers: {level}, prompts resampled.{reference}",
             _one(
                 "crossing",
                 condition_charts.draw_crossing(comparison),
-                "DPO's up-rate by the cost of its pairs",
+                "Up-rates of KTO and of DPO on bought pairs by the labels paid for",
             ),
         ),
         ChartSection(

@@ -69,14 +69,22 @@ def estimate_ratio(
     return Estimate(float(top.sum() / bottom.sum()), low, high, n if n is not None else len(top))
 
 
-def estimate_auc(scores: Sequence[float], labels: Sequence[bool], prompts: Sequence[int]) -> Estimate | None:
-    """AUC of scores for labels, prompts resampled. None where one class is missing."""
-    score, label = torch.tensor(scores, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
-    if area_under_roc(score, label) is None:
+def estimate_auc(
+    runs: Sequence[Sequence[float]],  # (seeds, votes)
+    labels: Sequence[bool],  # (votes,)
+    prompts: Sequence[int],  # (votes,)
+) -> Estimate | None:
+    """AUC of scores for labels, the mean over runs, prompts resampled. None where one class is missing.
+
+    Scores of different runs are never held against each other: their scales differ.
+    """
+    scores, label = torch.tensor(runs, dtype=torch.float64), torch.tensor(labels, dtype=torch.bool)
+    if bool(label.all()) or not bool(label.any()):
         return None
 
     def measure(rows: np.ndarray) -> float:
-        return _nan_if_none(area_under_roc(score[rows], label[rows]))
+        found = [area_under_roc(score[rows], label[rows]) for score in scores]
+        return float(np.mean([_nan_if_none(value) for value in found]))
 
     return estimate_over_prompts(measure, prompts)
 

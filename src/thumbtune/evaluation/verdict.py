@@ -68,20 +68,28 @@ def _rank(arm: Mapping[str, Any]) -> float:
     return -(arm["up_rate"] or arm["auc"] or {"mean": 0.0})["mean"]
 
 
+def find_best(arms: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The arm with the highest up-rate among those better than the base; None where none is."""
+    better = [
+        key
+        for key, arm in arms.items()
+        if key != "base" and arm.get("up_rate") and _relate(arm["gain"]) == "Better than"
+    ]
+    return max(better, key=lambda key: arms[key]["up_rate"]["mean"], default=None)
+
+
 def _answer(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
-    """Which method for these thumbs, as far as KTO's leads over the others tell."""
-    others = {key: arm for key, arm in trained.items() if arm.get("kto_lead")}
-    if "kto" not in trained or not others or trained["kto"]["gain"]["low"] <= 0:
+    """Which method for these thumbs, and which others may be as good for all that is known."""
+    if not any(arm["up_rate"] for arm in trained.values()):
         return []
-    is_sure = _is_sure([arm["kto_lead"] for arm in others.values()])
-    told = list(zip(others.values(), is_sure, strict=True))
-    better = [arm for arm, sure in told if sure and arm["kto_lead"]["mean"] < 0]
-    level = [arm["name"] for arm, sure in told if not sure]
-    if better:
-        best = max(better, key=lambda arm: arm["up_rate"]["mean"])
-        return [f"With {labels} thumbs, {best['name']}."]
+    best = find_best(trained)
+    if best is None:
+        return [f"With {labels:,} thumbs, none of these is better than the base at this n."]
+    others = [arm for key, arm in trained.items() if key != best and arm.get("best_lead")]
+    is_sure = _is_sure([arm["best_lead"] for arm in others])
+    level = [arm["name"] for arm, sure in zip(others, is_sure, strict=True) if not sure]
     rest = f" It cannot be told from {_list_names(level)} at this n." if level else ""
-    return [f"With {labels} thumbs, KTO.{rest}"]
+    return [f"With {labels:,} thumbs, {trained[best]['name']}.{rest}"]
 
 
 def describe_crossing(crossing: Mapping[str, Any]) -> str:
@@ -96,17 +104,22 @@ def describe_crossing(crossing: Mapping[str, Any]) -> str:
 
 def _describe_level(level: Mapping[str, Any], crossing: Mapping[str, Any]) -> str:
     thumbs, times = f"KTO on {level['labels']:,} thumbs", level["times_the_labels"]
+    if _relate(level["gain"]) != "Better than":
+        return f"has nothing to reach in {thumbs}, which is not better than the base"
     fewest, most = (crossing[end] * crossing["pair_cost"] / level["labels"] for end in ("fewest", "most"))
+
+    def say(value: float | None) -> str:
+        if value is None:
+            return f"more than {most:.1f}"
+        return f"{value:.1f}" if value else f"less than {fewest:.1f}"
+
     if times["mean"] is None:
-        return (
-            f"did not catch up with {thumbs} within {most:.1f} times their labels "
-            f"({crossing['most']} pairs, nor in {100 * level['share_beyond']:.0f}% of the resamples)"
-        )
-    if times["mean"] == 0:
-        return f"does as well as {thumbs} with {fewest:.1f} times their labels or less"
-    low = "less than the fewest tried" if times["low"] == 0 else f"{times['low']:.1f}"
-    high = f"more than {most:.1f}" if times["high"] is None else f"{times['high']:.1f}"
-    return f"needs {times['mean']:.1f} times the labels of {thumbs} ({low} to {high})"
+        found = f"does not reach {thumbs} within {most:.1f} times their labels"
+    elif times["mean"] == 0:
+        found = f"does as well as {thumbs} with {fewest:.1f} times their labels or less"
+    else:
+        found = f"needs {times['mean']:.1f} times the labels of {thumbs}"
+    return f"{found} ({say(times['low'])} to {say(times['high'])})"
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -149,18 +162,17 @@ def _compare_with_base(arm: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
 def _compare_with_kto(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
     sentences: list[str] = []
-    kto = trained.get("kto")
-    for key, arm in trained.items():
-        gap = arm.get("kto_lead")
-        if kto is None or key == "kto" or gap is None:
-            continue
-        interval = f"{100 * gap['low']:+.0f} to {100 * gap['high']:+.0f} points"
-        if gap["low"] > 0:
-            outcome = f"KTO beats {arm['name']} by {100 * gap['mean']:.0f} points ({interval})"
-        elif gap["high"] < 0:
-            outcome = f"{arm['name']} beats KTO by {-100 * gap['mean']:.0f} points ({interval})"
-        else:
+    others = [arm for arm in trained.values() if arm.get("kto_lead")]
+    is_sure = _is_sure([arm["kto_lead"] for arm in others])
+    for arm, sure in zip(others, is_sure, strict=True):
+        lead = arm["kto_lead"]
+        interval = f"{100 * lead['low']:+.0f} to {100 * lead['high']:+.0f} points"
+        if not sure:
             outcome = f"KTO and {arm['name']} cannot be told apart (KTO's lead is {interval})"
+        elif lead["mean"] > 0:
+            outcome = f"KTO beats {arm['name']} by {100 * lead['mean']:.0f} points ({interval})"
+        else:
+            outcome = f"{arm['name']} beats KTO by {-100 * lead['mean']:.0f} points ({interval})"
         sentences.append(f"For {labels} labels, {outcome}; {arm['name']} had {describe_rows(arm['spent'])}.")
     return sentences
 
@@ -185,7 +197,9 @@ def list_caveats(
         f"{n_prompts} held-out prompts; other kinds of prompts may differ.",
         "Learning rate and β were not searched per method; a method may do better with settings of its own."
         if trials == 1
-        else f"Of each method {trials} settings were tried, on other prompts with one seed: a finer search may differ.",
+        else f"Of each method, and of each number of bought pairs, {trials} settings were tried, on other prompts with "
+        "one seed: a finer search may differ. Sweeps take the settings found on all thumbs, which may suit fewer or "
+        "wrong ones less.",
         "On clean pairs, published comparisons find DPO and SimPO ahead of KTO; KTO's case is single, imbalanced, "
         "noisy thumbs.",
     ]
@@ -195,8 +209,8 @@ def list_caveats(
     )
     if len(arms) > 3:
         caveats.append(
-            f"{len(arms) - 1} arms were compared: the best of several is partly the luckiest. The first sentence "
-            "corrects for their number (Holm), the intervals do not."
+            f"{len(arms) - 1} arms were compared: the best of several is partly the luckiest. Where a sentence says "
+            "that one beats another, or cannot be told from it, it corrects for their number (Holm); intervals do not."
         )
     if temperature != 1:
         caveats.append(
