@@ -17,7 +17,8 @@ from thumbtune.data.synth.users import Sample, SimulatedUsers, parse_taste
 from thumbtune.engine.loading import load_model_and_tokenizer
 from thumbtune.errors import ConfigError
 from thumbtune.evaluation import measures
-from thumbtune.evaluation.compare import Request, compare
+from thumbtune.evaluation.arms import Bench
+from thumbtune.evaluation.compare import Request, compare, plan_arms
 from thumbtune.evaluation.conditions import parse_sweep
 from thumbtune.evaluation.judge import Sampling
 from thumbtune.evaluation.judges import CheckerJudge, UsersJudge, VotesJudge
@@ -128,6 +129,15 @@ def test_before_training_the_log_ratios_and_the_kl_are_zero(
     assert content["arms"]["kto"]["kl_per_token"]["mean"] == pytest.approx(0.0, abs=1e-5)
     assert content["arms"]["kto"]["gain"]["mean"] == 0
     assert content["arms"]["kto"]["length"]["mean"] == content["arms"]["base"]["length"]["mean"]
+
+
+def test_an_arm_of_other_code_is_another_arm(request_of: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan,) = plan_arms(replace(request_of, methods=("kto",)))
+    bench = Bench(None, None, "base", ["One?"], request_of.sampling, {}, request_of.out, on_stage)
+    before = bench.name_arm(plan, 0)
+    assert bench.name_arm(plan, 0) == before
+    monkeypatch.setattr("thumbtune.evaluation.arms._digest_training", lambda: "other code")
+    assert bench.name_arm(plan, 0) != before
 
 
 def test_an_arm_that_is_refused_is_reported_and_the_others_go_on(

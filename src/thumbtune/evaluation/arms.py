@@ -7,6 +7,7 @@ and an interrupted one goes on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -26,7 +27,7 @@ from thumbtune.evaluation.judge import Sampling, sample_with_cache, score_sample
 from thumbtune.evaluation.work import Clock
 from thumbtune.records import Text, text_key
 from thumbtune.training.adapters import lora_config
-from thumbtune.training.manifest import write_json
+from thumbtune.training.manifest import digest_code, write_json
 from thumbtune.training.run import RunResult, run_training
 from thumbtune.training.settings import build_config
 from thumbtune.training.trainers import TRAINERS
@@ -141,6 +142,7 @@ class Bench:
             sorted((name, str(value)) for name, value in plan.settings.items()),
             seed,
             sorted((name, str(value)) for name, value in self.lora.items()),
+            _digest_training(),
         ]
         return f"{plan.method}-seed{seed}-{_digest(asked)[:16]}"
 
@@ -188,6 +190,12 @@ class Bench:
             for ours, theirs in zip(held_log_probs, base.base_log_probs, strict=True)
         ]
         return Samples(samples, base_log_probs, ratios)
+
+
+@functools.cache
+def _digest_training() -> str:
+    """Of the code that makes an arm from its rows, defaults of settings included."""
+    return digest_code("data", "engine", "preference", "training")
 
 
 def _read_outcome(folder: Path, name: str) -> tuple[RunResult, Samples] | None:

@@ -199,7 +199,7 @@ def list_caveats(
         if trials == 1
         else f"Of each method, and of each number of bought pairs, {trials} settings were tried, on other prompts with "
         "one seed: a finer search may differ. Sweeps take the settings found on all thumbs, which may suit fewer or "
-        "wrong ones less.",
+        "wrong ones less; so does KTO on fewer thumbs where pairs are held against it.",
         "On clean pairs, published comparisons find DPO and SimPO ahead of KTO; KTO's case is single, imbalanced, "
         "noisy thumbs.",
     ]

@@ -185,11 +185,14 @@ def describe_determinism() -> dict[str, Any]:
     }
 
 
-def digest_code() -> str:
-    """SHA-256 over thumbtune's own source files, since a commit does not tell one uncommitted change from another."""
+def digest_code(*folders: str) -> str:
+    """SHA-256 over thumbtune's own source files, since a commit does not tell one uncommitted change from another.
+
+    Of the whole package, or of these folders of it.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for folder in folders or (".",) for path in (package / folder).rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
