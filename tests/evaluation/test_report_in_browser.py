@@ -236,6 +236,22 @@ def test_the_outcome_filter_keeps_the_prompts_that_kto_won_or_lost(visit, compar
     assert list_prompts(page) == [f"How do I keep bread fresh for {n} days?" for n in (1, 11)]
 
 
+def test_a_judge_that_compares_leaves_the_base_undecided_and_the_filters_still_find(visit, comparison):
+    completions = [
+        {
+            "prompt": name,
+            "arms": {"base": [{"text": "a", "label": 0.5}], "kto": [{"text": "b", "label": label}]},
+        }
+        for name, label in (("better", True), ("as good", 0.5), ("worse", False), ("unjudged", None))
+    ]
+    page = visit(comparison, completions).page
+    assert page.locator(".prompt", has_text="as good").locator(".thumb").all_inner_texts() == ["=", "="]
+    page.select_option("#outcome", label="KTO won")
+    assert list_prompts(page) == ["better"]
+    page.select_option("#outcome", label="KTO lost")
+    assert list_prompts(page) == ["worse"]
+
+
 def test_the_disagreement_filter_drops_prompts_that_all_arms_share(visit, comparison):
     completions = [
         {

@@ -249,7 +249,7 @@ def write_completions(request: Request, scores: Mapping[str, list[ArmScores]]) -
                 key: [
                     {
                         "text": s.text,
-                        "label": None if liked in (None, 0.5) else bool(liked),
+                        "label": liked if liked in (None, 0.5) else bool(liked),
                         "n_tokens": len(s.token_ids),
                         "finished": s.finished,
                     }

@@ -173,14 +173,14 @@ def _read_arm(key: str, arm: Any, path: Path) -> Arm:
 
 
 def _read_samples(samples: Any) -> list[dict[str, Any]]:
-    """The samples of one arm: text, label (None = not judged), tokens, and whether the end was reached."""
+    """The samples of one arm: text, label (0.5 = undecided, None = not judged), tokens, whether the end was reached."""
     kept = []
     for sample in [samples] if isinstance(samples, Mapping) else samples or ():
         label, finished = sample.get("label"), sample.get("finished")
         kept.append(
             {
                 "text": _read_text(sample.get("text")),
-                "label": label if isinstance(label, bool) else None,
+                "label": label if isinstance(label, bool) or label == 0.5 else None,
                 "n_tokens": read_number(sample.get("n_tokens")),
                 "finished": finished if isinstance(finished, bool) else None,
             }

@@ -62,7 +62,7 @@
   // Share of thumbs up of one arm under one prompt; null where nothing was judged.
   function upRate(row, key) {
     const judged = (row.arms[key] ?? []).filter((sample) => sample.label !== null);
-    return judged.length ? judged.filter((sample) => sample.label).length / judged.length : null;
+    return judged.length ? judged.reduce((sum, sample) => sum + Number(sample.label), 0) / judged.length : null;
   }
 
   const rows = data.completions.map((row, place) => {
@@ -90,7 +90,11 @@
 
   function showSample(sample) {
     const box = make("div", "sample");
-    const [thumb, word] = sample.label === null ? ["–", "not judged"] : sample.label ? ["👍", "thumbs up"] : ["👎", "thumbs down"];
+    const [thumb, word] =
+      sample.label === null ? ["–", "not judged"]
+      : sample.label === 0.5 ? ["=", "undecided"]
+      : sample.label ? ["👍", "thumbs up"]
+      : ["👎", "thumbs down"];
     const tally = make("p", "tally");
     const mark = make("span", "thumb", `${thumb} `);
     mark.setAttribute("aria-hidden", "true");
