@@ -46,6 +46,10 @@ def call(thumbs: Path, *options: str) -> Any:
         (("--judge", "check:absent.py"), "is no Python file"),
         (("--taste", "brevity:24", "--seeds", "a"), "--seeds 'a': whole numbers"),
         (("--taste", "brevity:24", "--crossing", "48,24"), "numbers of pairs, rising"),
+        (
+            ("--judge", "model:x@http://127.0.0.1:9/v1", "--noise", "0.1"),
+            "--noise is that of simulated users",
+        ),
         (("--taste", "brevity:24", "--sweep", "noise"), "sweep 'noise'"),
         (("--taste", "brevity:24", "--methods", "kto,dqo"), "unknown method 'dqo'"),
     ],

@@ -395,8 +395,8 @@ def test_the_answer_is_the_best_arm_whichever_it_is_and_names_those_that_may_be_
         "kto": make_arm("KTO", 0.05, -0.1, 0.2, 0.6),
         "dpo": make_arm("DPO", -0.05, -0.1, 0.1, 0.5, kto_lead=lead(0.1, 0.2)),
     }
-    said = write_verdict({"base": BASE_ARM, **poor}, 240)
-    assert said[0] == "With 240 thumbs, none of these is better than the base at this n."
+    said = write_verdict({"base": BASE_ARM, **poor}, 240, noise=0.1)
+    assert said[0] == "With 240 thumbs, 10% of them wrong, none of these is better than the base at this n."
 
 
 def test_a_crossing_in_words_keeps_both_ends_and_says_where_there_is_nothing_to_reach() -> None:

@@ -70,6 +70,12 @@ def compare(
     taste: str | None = typer.Option(
         None, help="The simulated users' taste: they judge, and vote on held-out prompts; such as brevity:24."
     ),
+    noise: float = typer.Option(
+        0.0,
+        min=0.0,
+        max=0.49,
+        help="Share of wrong presses of these users, as in the thumbs: bought pairs get it too.",
+    ),
     judge: str = typer.Option(
         "users",
         help="users; check:FILE.py[:FUNCTION] that says true or false of a prompt and a completion; "
@@ -123,7 +129,7 @@ def compare(
     from thumbtune.records import text_key
     from thumbtune.training.methods import METHODS
 
-    users = SimulatedUsers(parse_taste(taste)) if taste else None
+    users = SimulatedUsers(parse_taste(taste), noise=noise) if taste else None
     chosen_judge = _choose_judge(judge, users, out)
     seed_list = _read_numbers("--seeds", seeds)
     pair_counts = _read_numbers("--crossing", crossing) if crossing else []
@@ -131,6 +137,8 @@ def compare(
         raise ConfigError(f"--crossing {crossing!r}: numbers of pairs, rising, such as 24,48,96")
     if (pair_counts or pool_samples) and users is None:
         raise ConfigError("bought pairs need someone who prefers: give a --taste")
+    if noise and users is None:
+        raise ConfigError("--noise is that of simulated users: give a --taste")
     names = list(METHODS) if methods == "all" else _read_names(methods)
     swept = _read_names(sweep_methods)
     sweeps = [parse_sweep(text) for text in sweep]

@@ -208,7 +208,9 @@ def report_comparison(
             **_describe_users(request.users),
         },
         "sampling": asdict(request.sampling),
-        "verdict": write_verdict(arms, len(examples), crossing=crossing),
+        "verdict": write_verdict(
+            arms, len(examples), noise=request.users.noise if request.users else 0.0, crossing=crossing
+        ),
         "caveats": list_caveats(
             seeds=request.seeds,
             judge=judge.description,

@@ -7,12 +7,21 @@ from typing import Any
 
 
 def write_verdict(
-    arms: Mapping[str, Mapping[str, Any]], labels: int, *, crossing: Mapping[str, Any] | None = None
+    arms: Mapping[str, Mapping[str, Any]],
+    labels: int,
+    *,
+    noise: float = 0.0,
+    crossing: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """A few sentences, the answer first. Arms are as in `compare.json`; failed ones are named as such."""
+    """A few sentences, the answer first. Arms are as in `compare.json`; failed ones are named as such.
+
+    `noise` is the share of wrong thumbs, where it is known.
+    """
     base = arms["base"]
     trained = {key: arm for key, arm in arms.items() if key != "base" and not arm.get("error")}
-    sentences = _answer(trained, labels)
+    sentences = _answer(
+        trained, f"With {labels:,} thumbs{f', {100 * noise:g}% of them wrong' if noise else ''}"
+    )
     if crossing and crossing["levels"]:
         sentences.append(describe_crossing(crossing))
     ranked = sorted(trained.values(), key=_rank)
@@ -78,18 +87,18 @@ def find_best(arms: Mapping[str, Mapping[str, Any]]) -> str | None:
     return max(better, key=lambda key: arms[key]["up_rate"]["mean"], default=None)
 
 
-def _answer(trained: Mapping[str, Mapping[str, Any]], labels: int) -> list[str]:
+def _answer(trained: Mapping[str, Mapping[str, Any]], with_thumbs: str) -> list[str]:
     """Which method for these thumbs, and which others may be as good for all that is known."""
     if not any(arm["up_rate"] for arm in trained.values()):
         return []
     best = find_best(trained)
     if best is None:
-        return [f"With {labels:,} thumbs, none of these is better than the base at this n."]
+        return [f"{with_thumbs}, none of these is better than the base at this n."]
     others = [arm for key, arm in trained.items() if key != best and arm.get("best_lead")]
     is_sure = _is_sure([arm["best_lead"] for arm in others])
     level = [arm["name"] for arm, sure in zip(others, is_sure, strict=True) if not sure]
     rest = f" It cannot be told from {_list_names(level)} at this n." if level else ""
-    return [f"With {labels:,} thumbs, {trained[best]['name']}.{rest}"]
+    return [f"{with_thumbs}, {trained[best]['name']}.{rest}"]
 
 
 def describe_crossing(crossing: Mapping[str, Any]) -> str:
