@@ -19,7 +19,8 @@ Buffers and frozen weights are the policy's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ from transformers import TrainerCallback
 from thumbtune.engine.loading import load_model
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import CheckpointError, ConfigError
+from thumbtune.training.policy import Loading
+from thumbtune.training.precision import in_float32
 
 REFERENCE_FILE = "reference.safetensors"
 """Where a checkpoint keeps a reference that moves."""
@@ -77,12 +80,15 @@ class AdapterOff:
 
 
 class OtherModel:
-    """A model of its own. It leaves the device when it is let go, and comes back when it is asked for again."""
+    """A model of its own. It leaves the device when it is let go, and comes back when it is asked for again.
 
-    def __init__(self, model: str | Path | Any, device: torch.device) -> None:
+    It computes in the policy's precision: where that became float32, so does this one while it scores.
+    """
+
+    def __init__(self, model: str | Path | Any, device: torch.device, loading: Loading) -> None:
         self._name = model if isinstance(model, (str, Path)) else None
         self._model = load_model(model) if isinstance(model, (str, Path)) else model
-        self._device = device
+        self._device, self._loading = device, loading
 
     @contextmanager
     def at_hand(self) -> Iterator[Any]:
@@ -90,10 +96,15 @@ class OtherModel:
             assert self._name is not None
             self._model = load_model(self._name)
         self._model.to(self._device)
-        yield self._model
+        with self._in_the_policys_precision():
+            yield self._model
 
     def fingerprint(self) -> str:
-        return fingerprint_weights(self._model)
+        with self._in_the_policys_precision():
+            return fingerprint_weights(self._model)
+
+    def _in_the_policys_precision(self) -> AbstractContextManager[None]:
+        return in_float32(self._model) if self._loading.became_float32 else nullcontext()
 
     def let_go(self) -> None:
         self._model = None if self._name is not None else self._model.to("cpu")
@@ -164,7 +175,7 @@ class HeldWeights:
                     f"sync_ref_model mixes ref_model and policy weight by weight, and {name} is not in both: give a "
                     "ref_model of the policy's own architecture, without an adapter on either, or leave it out"
                 )
-            weight.data = weight.data.to(policy[name].device)
+            weight.data = weight.data.to(policy[name])
 
     @contextmanager
     def at_hand(self) -> Iterator[Any]:
@@ -238,9 +249,12 @@ class NoReference:
 
 
 def choose_reference(
-    trainer: Any, ref_model: Any, *, adapter_is_fresh: bool, load_again: Model | None
+    trainer: Any, ref_model: Any, *, adapter_is_fresh: bool, named: str | Path | None, loading: Loading
 ) -> Any:
-    """The reference of a trainer that has its model. Raises `ConfigError` for one that cannot be."""
+    """The reference of a trainer that has its model, loaded from `named` if it had a name.
+
+    Raises `ConfigError` for one that cannot be.
+    """
     policy, args = trainer.model, trainer.args
     if not trainer._uses_reference:
         if ref_model is not None:
@@ -270,7 +284,7 @@ def choose_reference(
             trainer.add_callback(MoveReference(held))
         return held
     if ref_model is not None:
-        return OtherModel(ref_model, args.device)
+        return OtherModel(ref_model, args.device, loading)
 
     def get_policy() -> Any:
         return trainer.model
@@ -285,5 +299,5 @@ def choose_reference(
         get_whole,
         has_moved=lambda: trainer.state.global_step > 0,
         expected=trainer._fingerprint_reference,
-        load_again=load_again,
+        load_again=None if named is None else partial(loading.load, named),
     )

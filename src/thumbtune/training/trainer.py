@@ -27,7 +27,6 @@ from transformers.trainer_utils import set_seed
 
 from thumbtune.engine.allocator import keep_freed_memory
 from thumbtune.engine.fast_modules import drop_low_precision_copies, speed_up_modules
-from thumbtune.engine.loading import load_model
 from thumbtune.engine.microbatches import cut_batch
 from thumbtune.engine.paths import PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
@@ -47,6 +46,7 @@ from thumbtune.training.metrics import MetricWindow
 from thumbtune.training.model_card import name_dataset, tag_model
 from thumbtune.training.offloading import offload_activations
 from thumbtune.training.policy import (
+    Loading,
     add_adapter,
     disable_dropout,
     keep_four_bits_trainable,
@@ -54,6 +54,7 @@ from thumbtune.training.policy import (
     refuse_quantized_weights,
     resolve_policy,
 )
+from thumbtune.training.precision import train_in_float32
 from thumbtune.training.ranks import agree_on_path, check_sharding
 from thumbtune.training.reference_model import choose_reference
 from thumbtune.training.reference_pass import ScoresReference
@@ -140,6 +141,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         model, adapter_is_fresh = add_adapter(model, peft_config)
         refuse_quantized_weights(model)
         keep_four_bits_trainable(model)
+        became_float32 = train_in_float32(model, args)
         tag_model(model, args.method)
         if args.disable_dropout:
             disable_dropout(model)
@@ -213,9 +215,8 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
             self,
             ref_model,
             adapter_is_fresh=adapter_is_fresh,
-            load_again=None
-            if named is None
-            else partial(load_model, named, **name_init_kwargs(args, quantization_config)),
+            named=named,
+            loading=Loading(name_init_kwargs(args, quantization_config), became_float32),
         )
         self.router_loss = find_router_loss(self.model, args.router_aux_loss_coef)
         self.plan = self._plan(
