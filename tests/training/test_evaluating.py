@@ -107,7 +107,9 @@ def test_rows_with_images_are_refused_with_the_row(lab: Any) -> None:
 
     rows = lab.thumbs(4)
     rows[2] |= {"images": ["a picture"]}
-    with pytest.raises(DataError, match="train_dataset row 2 holds 'images': thumbtune trains on text alone"):
+    with pytest.raises(
+        DataError, match="train_dataset row 2: the row holds 'images': thumbtune trains on text"
+    ):
         lab.trainer(rows=rows)
     table = Dataset.from_list([{**row, "image": "a picture"} for row in lab.thumbs(4)])
     with pytest.raises(DataError, match="eval_dataset has a column 'image': thumbtune trains on text alone"):
