@@ -133,10 +133,18 @@ def test_a_whole_head_beside_an_adapter_takes_the_model_along(lab: Any) -> None:
 # ---- the reference beside it
 
 
+def starts_even(trainer: Any) -> bool:
+    """Whether policy and reference give the same log-probs, up to float32's rounding of sums."""
+    trainer.train()
+    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    found = (log["loss"], log["z0"], log["rewards/chosen"], log["rewards/rejected"])
+    return bool(found == pytest.approx((0.5, 0, 0, 0), abs=2e-6))
+
+
 def test_a_reference_in_bf16_scores_as_the_policy_does_and_stays_as_it_was(lab: Any) -> None:
     reference = load(lab, torch.bfloat16)
     trainer = lab.trainer(model=load(lab, torch.bfloat16), given={"ref_model": reference}, max_steps=1)
-    trainer.train()
+    assert starts_even(trainer)
     (log,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert (log["loss"], log["rewards/chosen"], log["rewards/rejected"]) == pytest.approx(
         (0.5, 0, 0), abs=1e-6
@@ -144,6 +152,25 @@ def test_a_reference_in_bf16_scores_as_the_policy_does_and_stays_as_it_was(lab: 
     assert precisions(reference) == {(True, torch.bfloat16)}
     same = load(lab, torch.bfloat16).state_dict()
     assert all(weight.equal(same[name]) for name, weight in reference.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", ["full", "lora"])
+@pytest.mark.parametrize("given_as", ["name", "object"])
+def test_a_reference_by_name_is_loaded_as_the_policy_was(lab: Any, shape: str, given_as: str) -> None:
+    by_name = {"model": str(lab.model_path), "model_init_kwargs": {"dtype": "bfloat16"}}
+    by_object = {"model": load(lab, torch.bfloat16 if shape == "lora" else torch.float32)}
+    policy, adapter = by_name if given_as == "name" else by_object, lab.lora() if shape == "lora" else None
+    given = {"ref_model": str(lab.model_path)}
+    assert starts_even(lab.trainer(**policy, adapter=adapter, given=given, max_steps=1))
+    if given_as == "name":
+        other = {"ref_model": load(lab, torch.float32)}
+        assert not starts_even(lab.trainer(**by_name, adapter=adapter, given=other, max_steps=1))
+
+
+def test_a_reference_by_name_that_moves_starts_as_the_policy_was_loaded(lab: Any) -> None:
+    by_name = {"model": str(lab.model_path), "model_init_kwargs": {"dtype": "bfloat16"}}
+    given = {"ref_model": str(lab.model_path)}
+    assert starts_even(lab.trainer(**by_name, given=given, sync_ref_model=True, max_steps=1))
 
 
 def test_a_reference_in_bf16_moves_in_float32(lab: Any) -> None:

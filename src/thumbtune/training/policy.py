@@ -48,14 +48,16 @@ def name_init_kwargs(args: PreferenceConfig, quantization_config: Any = None) ->
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How the policy came to be, so that another model computes alike."""
+    """How the policy came to be, so that another model computes alike: rounded in the same way, it starts even."""
 
     init_kwargs: Mapping[str, Any]
+    """What `from_pretrained` was given; of a policy that came as an object, its precision."""
     became_float32: bool
 
     def load(self, name: str | Path) -> Any:
         """The model of a name, as the policy would be if it had that name."""
         model = load_model(name, **self.init_kwargs)
+        keep_four_bits_trainable(model)
         if self.became_float32:
             raise_to_float32(model.parameters())
         return model

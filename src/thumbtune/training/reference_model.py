@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from thumbtune.engine.loading import load_model
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import CheckpointError, ConfigError
 from thumbtune.training.policy import Loading
@@ -87,15 +86,15 @@ class OtherModel:
 
     def __init__(self, model: str | Path | Any, device: torch.device, loading: Loading) -> None:
         self._name = model if isinstance(model, (str, Path)) else None
-        self._model = load_model(model) if isinstance(model, (str, Path)) else model
+        self._model = loading.load(model) if isinstance(model, (str, Path)) else model
         self._device, self._loading = device, loading
 
     @contextmanager
     def at_hand(self) -> Iterator[Any]:
         if self._model is None:
             assert self._name is not None
-            self._model = load_model(self._name)
-        self._model.to(self._device)
+            self._model = self._loading.load(self._name)
+        self._move(self._device)
         with self._in_the_policys_precision():
             yield self._model
 
@@ -106,8 +105,15 @@ class OtherModel:
     def _in_the_policys_precision(self) -> AbstractContextManager[None]:
         return in_float32(self._model) if self._loading.became_float32 else nullcontext()
 
+    def _move(self, device: torch.device | str) -> None:
+        if not getattr(self._model, "is_quantized", False):  # those stay where they were loaded
+            self._model.to(device)
+
     def let_go(self) -> None:
-        self._model = None if self._name is not None else self._model.to("cpu")
+        if self._name is not None:
+            self._model = None
+        else:
+            self._move("cpu")
 
 
 class OwnStart:
@@ -278,7 +284,7 @@ def choose_reference(
             "give a ref_model, or leave out sync_ref_model"
         )
     if holds_weights:
-        start = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
+        start = loading.load(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
         held = HeldWeights(policy, start)
         if is_moving:
             trainer.add_callback(MoveReference(held))

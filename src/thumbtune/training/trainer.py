@@ -73,7 +73,8 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
 
     Args:
         model: a hub name or folder, a model, or a PEFT model (a trained adapter becomes its own reference).
-        ref_model: another model as the reference, or its name; by default the policy as it stands before step 1.
+        ref_model: another model as the reference, or its name, loaded as the policy was; by default the policy as it
+            stands before step 1.
         args: the method's config, such as `KTOConfig`.
         data_collator: refused; TRL's scripts give it a place.
         train_dataset: a `datasets.Dataset`, a list of row dicts, or `Rows` as read from a file; with `max_steps` also
@@ -83,7 +84,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
             if not given.
         compute_metrics: called with what `thumbtune.training.eval_predictions` says, after each evaluation.
         callbacks, optimizers: as for transformers' `Trainer`.
-        quantization_config: how to load a model that is given by name, such as in 4 bits for QLoRA.
+        quantization_config: how to load models that are given by name, such as in 4 bits for QLoRA.
         peft_config: train an adapter of this shape instead of all weights.
     """
 
@@ -211,12 +212,15 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         ):  # they keep copies of weights: of whole ones
             speed_up_modules(self.model)
         self._is_moving = getattr(args, "sync_ref_model", False)
+        init_kwargs = name_init_kwargs(args, quantization_config)
+        if named is None:
+            init_kwargs = {"dtype": getattr(model, "dtype", torch.float32)}
         self.reference = choose_reference(
             self,
             ref_model,
             adapter_is_fresh=adapter_is_fresh,
             named=named,
-            loading=Loading(name_init_kwargs(args, quantization_config), became_float32),
+            loading=Loading(init_kwargs, became_float32),
         )
         self.router_loss = find_router_loss(self.model, args.router_aux_loss_coef)
         self.plan = self._plan(
