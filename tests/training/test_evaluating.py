@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
+from thumbtune.engine.fast_modules import FastLinear
 from thumbtune.errors import ConfigError, DataError
+from thumbtune.training import policy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21 asks transformers 5.23 for it
@@ -56,6 +61,58 @@ def test_a_reference_that_nobody_holds_is_not_made_up(lab: Any) -> None:
     trainer.train()
     with pytest.raises(ConfigError, match=r"nothing holds it .* give these rows as eval_dataset when"):
         trainer.evaluate(held_out(lab, 4))
+
+
+def test_a_reference_of_its_own_is_freed_once_it_has_scored_what_is_planned(lab: Any) -> None:
+    reference = lab.model()
+    watch = weakref.ref(reference)
+    trainer = lab.trainer(given={"ref_model": reference, "eval_dataset": held_out(lab, 4)}, max_steps=2)
+    del reference
+    freed = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            freed.append(watch() is None)
+
+    assert watch() is not None
+    trainer.add_callback(Look())
+    trainer.train()
+    assert freed == [True, True]
+    trainer.evaluate()
+    with pytest.raises(ConfigError, match=r"ref_model was let go .* give these rows as eval_dataset when"):
+        trainer.evaluate(held_out(lab, 4))
+
+
+def test_a_reference_by_name_comes_back_and_goes_again(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watches: list[Any] = []
+    load = policy.load_model
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        watches.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(policy, "load_model", watched)
+    trainer = lab.trainer(given={"ref_model": str(lab.model_path)}, max_steps=2)
+    trainer.train()
+    assert [watch() for watch in watches] == [None]
+    metrics = trainer.evaluate(held_out(lab, 4))
+    gc.collect()
+    assert [watch() for watch in watches] == [None, None]
+    assert metrics == trainer.evaluate(held_out(lab, 4))
+
+
+def test_a_reference_that_was_given_is_as_it_was_after_it_has_scored(lab: Any) -> None:
+    """It scores by the faster modules, as the policy does."""
+    reference = lab.model()
+    kinds = [type(module) for module in reference.modules()]
+    seen: list[bool] = []
+    reference.lm_head.register_forward_pre_hook(lambda head, _: seen.append(isinstance(head, FastLinear)))
+    trainer = lab.trainer(given={"ref_model": reference}, engine="padded", max_steps=2)
+    trainer.train()
+    trainer.evaluate(held_out(lab, 4))
+    assert any(seen)
+    assert [type(module) for module in reference.modules()] == kinds
 
 
 def test_a_model_that_changed_on_disk_is_not_taken_for_the_reference(lab: Any, tmp_path: Any) -> None:
