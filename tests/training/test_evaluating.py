@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from thumbtune.engine.fast_modules import FastLinear
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.training import policy
+from thumbtune.training.rows import ScoredRows
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21 asks transformers 5.23 for it
@@ -152,6 +153,17 @@ def test_a_stream_of_held_out_rows_is_read_to_its_end(lab: Any, as_dict: bool) -
     metrics = trainer.evaluate()
     assert metrics["eval_all_count/chosen" if as_dict else "eval_count/chosen"] == 3
     assert trainer.evaluate(iter(rows))["eval_count/chosen"] == 3
+
+
+def test_the_lengths_of_all_rows_are_added_up_once_and_not_for_each_batch(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = lab.trainer(per_device_eval_batch_size=2, given={"eval_dataset": held_out(lab, 12)})
+    asked = []
+    lengths = ScoredRows.lengths.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(ScoredRows, "lengths", property(lambda rows: asked.append(rows) or lengths(rows)))
+    trainer.evaluate()
+    assert len(asked) == 1
 
 
 def test_predict_is_refused_with_what_to_call(lab: Any) -> None:

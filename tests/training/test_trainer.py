@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from thumbtune.data.formats import read_rows
+from thumbtune.engine.plan import BatchPlan
 from thumbtune.errors import ConfigError, DataError, TrainingError
 from thumbtune.training.checkpoints import last_checkpoint
 from thumbtune.training.metrics import MetricWindow
@@ -171,6 +172,24 @@ def test_a_run_that_ends_within_an_epoch_scores_the_rows_that_it_meets_and_no_ot
     met = {p.row for batch in trainer.plan.epoch(0)[:2] for p in batch}
     (scored,) = trainer.train_dataset.mismatched_log_probs.isfinite().tolist()
     assert {row for row, is_scored in enumerate(scored) if is_scored} == met
+
+
+def test_the_plan_is_read_no_further_than_the_last_step(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = lab.trainer(rows=lab.thumbs(24), max_steps=2, per_device_train_batch_size=2)
+    read = []
+    batches = BatchPlan.batches
+
+    def counted(plan: Any, epoch: int) -> Any:
+        for batch in batches(plan, epoch):
+            read.append(epoch)
+            yield batch
+
+    monkeypatch.setattr(BatchPlan, "batches", counted)
+    found = [[planned.row for planned in epoch] for epoch in trainer._planned_epochs()]
+    assert read == [0, 0]
+    assert found == [[planned.row for batch in trainer.plan.epoch(0)[:2] for planned in batch]]
+    trainer.args.max_steps = 14
+    assert [len(list(epoch)) for epoch in trainer._planned_epochs()] == [24, 4]
 
 
 # ---- metrics

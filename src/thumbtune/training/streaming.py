@@ -100,9 +100,10 @@ class StreamSampler(torch.utils.data.Sampler):
                 )
                 continue
             self.stream.enter(window, _bind(self.score, window, plan, number))
+            lengths = window.lengths
             for planned in plan.batches(number):
                 if len(planned) == plan.batch_size or not self.drop_last:
-                    yield take_share(0, planned, window.lengths, self.rank, self.world_size)
+                    yield take_share(0, planned, lengths, self.rank, self.world_size)
 
 
 class StreamLoader(torch.utils.data.DataLoader):

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -297,9 +298,9 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         """The rows of each epoch, up to the last step."""
         steps, epoch = self.planned_steps, 0
         while steps > 0:
-            batches = list(self.plan.batches(epoch))[: min(steps, self.steps_per_epoch)]
-            yield (planned for batch in batches for planned in batch)
-            steps -= len(batches)
+            n_batches = min(steps, self.steps_per_epoch)
+            yield chain.from_iterable(islice(self.plan.batches(epoch), n_batches))
+            steps -= n_batches
             epoch += 1
 
     @property
