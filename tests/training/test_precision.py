@@ -90,6 +90,16 @@ def test_weights_that_are_frozen_beside_trained_ones_become_float32_too(lab: Any
     trainer.train()
 
 
+def test_an_optimizer_that_was_made_before_moves_the_weights_that_were_raised(lab: Any) -> None:
+    model = load(lab, torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    trainer = lab.trainer(model=model, given={"optimizers": (optimizer, schedule)}, max_steps=2)
+    before = model.lm_head.weight.detach().clone()
+    trainer.train()
+    assert 1e-7 < float((model.lm_head.weight.detach() - before).abs().max()) < 1e-5
+
+
 # ---- adapters
 
 
