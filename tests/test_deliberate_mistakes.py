@@ -54,6 +54,7 @@ MICROBATCHES = "engine/test_microbatches.py"
 PATHS = "engine/test_paths.py"
 GENERATE = "evaluation/test_generate.py"
 TRL = "training/test_against_trl.py"
+PRECISION = "training/test_precision.py"
 FAULTS = "training/test_trl_faults.py"
 STORAGE = "training/test_token_storage.py"
 CROSSING = "evaluation/test_search_and_crossing.py"
@@ -504,6 +505,13 @@ MISTAKES = [
         "if False:",
         (f"{STORAGE}::test_spans_whose_hashes_clash_are_still_told_apart",),
     ),
+    Mistake(
+        "pictures are passed over",
+        "data/rows.py",
+        "        if held:\n",
+        "        if False:\n",
+        ("data/test_formats.py::test_a_picture_is_refused_in_every_format_and_its_absence_is_not[a.jsonl]",),
+    ),
     # ---- the trainer
     Mistake(
         "the reference is ignored",
@@ -574,6 +582,27 @@ MISTAKES = [
         "desirable=self.desirable[index]",
         "desirable=self.desirable[: len(places)]",
         (f"{CUT}[1-4]",),
+    ),
+    Mistake(
+        "weights that came in bf16 are trained in bf16",
+        "training/trainer.py",
+        "became_float32 = train_in_float32(model, args)",
+        "became_float32 = False",
+        (f"{PRECISION}::test_weights_that_are_frozen_beside_trained_ones_become_float32_too",),
+    ),
+    Mistake(
+        "a reference in bf16 scores in bf16 beside a policy that became float32",
+        "training/reference_model.py",
+        "in_float32(self._model) if self._loading.became_float32 else nullcontext()",
+        "nullcontext()",
+        (f"{PRECISION}::test_a_reference_in_bf16_scores_as_the_policy_does_and_stays_as_it_was",),
+    ),
+    Mistake(
+        "a reference by name is loaded by its name alone",
+        "training/policy.py",
+        "load_model(name, **self.init_kwargs)",
+        "load_model(name)",
+        (f"{PRECISION}::test_a_reference_by_name_is_loaded_as_the_policy_was[name-lora]",),
     ),
     # ---- the packed row
     Mistake(

@@ -225,6 +225,15 @@ def test_rows_that_cannot_be_used_are_counted_where_the_user_goes_on_without_the
     assert json.loads(done.stdout)["data"]["counts"]["refused: wrong_label"] == 1
 
 
+def test_rows_with_images_are_refused_by_their_line(
+    run_thumbtune: Run, tmp_path: Path, tiny_model_path: Path
+) -> None:
+    file = write_thumbs(tmp_path / "thumbs.jsonl", [*THUMBS, {**THUMBS[0], "image": "a.png"}])
+    done = run_thumbtune("train", file, "--model", tiny_model_path, "--out", "run", expect=2)
+    assert "thumbs.jsonl line 13: the row holds 'image': thumbtune trains on text alone" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_settings_are_listed_with_their_meaning(run_thumbtune: Run) -> None:
     listed = run_thumbtune("train", "--help-fields").stdout
     assert "  beta = 0.1\n      How strongly" in listed

@@ -272,6 +272,12 @@ USER, YO, HI = (
             "not_utf8",
             "completion holds half a character",
         ),
+        (
+            {"prompt": "p", "completion": "c", "label": 1, "images": ["a.png"]},
+            "holds_images",
+            "the row holds 'images': thumbtune trains on text alone. Leave out the rows with images",
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "image": "a.png"}, "holds_images", "holds 'image'"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_refused_with_its_reason(
@@ -281,6 +287,25 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_reason(
         parse(**row)
     assert caught.value.reason == reason
     assert str(caught.value).startswith("f line 1: ")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_a_picture_is_refused_in_every_format_and_its_absence_is_not(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"prompt": "p", "completion": "c", "label": True, "images": images} for images in ([], ["a.png"], [])
+    ]
+    read = read_rows(write_file(tmp_path, name, rows), skip_refused=True)
+    assert (len(read.examples), dict(read.refusals.by_reason)) == (2, {"holds_images": 1})
+    assert f"{name} {'row 1' if name == 'a.parquet' else ''}" in read.refusals.messages[0]
+    read_rows(write_file(tmp_path, name, [{**row, "images": []} for row in rows]))
+    none = [{"prompt": "p", "completion": "c", "label": True, "image": None}]
+    read_rows(write_file(tmp_path, name, none))
+
+
+def test_a_saved_dataset_with_a_column_of_images_is_refused_as_a_whole(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": True, "images": ["a.png"]}]
+    with pytest.raises(DataError, match="folder has a column 'images': thumbtune trains on text alone"):
+        read_rows(write_file(tmp_path, "folder", rows))
 
 
 def test_a_row_that_is_no_object_is_refused() -> None:

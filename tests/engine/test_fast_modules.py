@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from thumbtune.engine.fast_modules import (
     FastRMSNorm,
     drop_low_precision_copies,
     low_precision_copy,
+    sped_up,
     speed_up_modules,
 )
 from thumbtune.engine.logprobs import Branch
@@ -66,6 +68,22 @@ def test_llama_s_modules_are_all_taken() -> None:
     assert counts == {"FastLinear": 15, "FastRMSNorm": 5, "FastGatedMLP": 2}
     assert isinstance(model.model.norm, FastRMSNorm)
     assert type(model.model.norm).__name__ == "LlamaRMSNorm"
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_model_that_was_sped_up_for_a_while_is_as_it_was(fails: bool) -> None:
+    model = build("llama")
+    model.lm_head.__class__ = fast_modules.FastLinear  # what was fast before stays so
+    kinds = [type(module) for module in model.modules()]
+    with contextlib.suppress(KeyError), sped_up(model):
+        assert len(twins(model, FastLinear)) == 15
+        with bf16(), torch.no_grad():
+            model(torch.tensor([[1, 2, 3]]))
+        assert hasattr(model.lm_head.weight, "_low_precision")
+        if fails:
+            raise KeyError
+    assert [type(module) for module in model.modules()] == kinds
+    assert not any(hasattr(weight, "_low_precision") for weight in model.parameters())
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])

@@ -153,6 +153,19 @@ def test_qlora_trains_an_adapter_on_four_bits(
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_a_reference_by_name_is_quantized_as_the_policy_is(lab: Any, wide_path: Path) -> None:
+    trainer = lab.trainer(
+        model=str(wide_path),
+        adapter=lab.lora(),
+        max_steps=2,
+        given={"quantization_config": four_bits(), "ref_model": str(wide_path)},
+    )
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(0.5, abs=1e-5)
+    assert trainer.evaluate(lab.thumbs(6))["eval_rewards/margins"] > 0
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 def test_quantization_that_cannot_be_is_refused(lab: Any) -> None:
     with pytest.raises(ConfigError, match="quantized weights cannot be trained, only an adapter on them"):
         lab.trainer(model=str(lab.model_path), given={"quantization_config": four_bits()})

@@ -108,6 +108,26 @@ def test_dropout_is_off_unless_it_is_asked_for_wherever_the_model_keeps_it(lab: 
     assert {module.p for module in dropouts} == {0.5}
 
 
+@pytest.mark.parametrize(
+    ("where", "engine"), [("attention", "auto"), ("adapter", "packed"), ("adapter", "padded")]
+)
+def test_dropout_that_is_asked_for_is_in_the_loss(lab: Any, where: str, engine: str) -> None:
+    """At the second step: a fresh adapter adds nothing to the first, whatever is dropped. Packed rows drop none."""
+    found = []
+    for disable in (True, False):
+        model = lab.model()
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5 * (where == "attention")
+        adapter = lab.lora(lora_dropout=0.5) if where == "adapter" else None
+        trainer = lab.trainer(
+            model=model, adapter=adapter, engine=engine, disable_dropout=disable, max_steps=2
+        )
+        trainer.train()
+        found.append(trainer.state.log_history[1]["loss"])
+    assert trainer.path.name == {"auto": "padded"}.get(engine, engine)
+    assert abs(found[0] - found[1]) > 1e-3
+
+
 def test_auto_weights_come_from_the_counts_and_say_so(lab: Any) -> None:
     rows = [row for row in lab.thumbs(20) if row["label"]] + lab.thumbs(4)[::2]  # 10 👍, 2 👎
     trainer = lab.trainer(rows=rows, desirable_weight="auto")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
+from thumbtune.engine.fast_modules import FastLinear
 from thumbtune.errors import ConfigError, DataError
+from thumbtune.training import policy
+from thumbtune.training.rows import ScoredRows
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21 asks transformers 5.23 for it
@@ -58,6 +64,58 @@ def test_a_reference_that_nobody_holds_is_not_made_up(lab: Any) -> None:
         trainer.evaluate(held_out(lab, 4))
 
 
+def test_a_reference_of_its_own_is_freed_once_it_has_scored_what_is_planned(lab: Any) -> None:
+    reference = lab.model()
+    watch = weakref.ref(reference)
+    trainer = lab.trainer(given={"ref_model": reference, "eval_dataset": held_out(lab, 4)}, max_steps=2)
+    del reference
+    freed = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            freed.append(watch() is None)
+
+    assert watch() is not None
+    trainer.add_callback(Look())
+    trainer.train()
+    assert freed == [True, True]
+    trainer.evaluate()
+    with pytest.raises(ConfigError, match=r"ref_model was let go .* give these rows as eval_dataset when"):
+        trainer.evaluate(held_out(lab, 4))
+
+
+def test_a_reference_by_name_comes_back_and_goes_again(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watches: list[Any] = []
+    load = policy.load_model
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        watches.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(policy, "load_model", watched)
+    trainer = lab.trainer(given={"ref_model": str(lab.model_path)}, max_steps=2)
+    trainer.train()
+    assert [watch() for watch in watches] == [None]
+    metrics = trainer.evaluate(held_out(lab, 4))
+    gc.collect()
+    assert [watch() for watch in watches] == [None, None]
+    assert metrics == trainer.evaluate(held_out(lab, 4))
+
+
+def test_a_reference_that_was_given_is_as_it_was_after_it_has_scored(lab: Any) -> None:
+    """It scores by the faster modules, as the policy does."""
+    reference = lab.model()
+    kinds = [type(module) for module in reference.modules()]
+    seen: list[bool] = []
+    reference.lm_head.register_forward_pre_hook(lambda head, _: seen.append(isinstance(head, FastLinear)))
+    trainer = lab.trainer(given={"ref_model": reference}, engine="padded", max_steps=2)
+    trainer.train()
+    trainer.evaluate(held_out(lab, 4))
+    assert any(seen)
+    assert [type(module) for module in reference.modules()] == kinds
+
+
 def test_a_model_that_changed_on_disk_is_not_taken_for_the_reference(lab: Any, tmp_path: Any) -> None:
     folder = tmp_path / "model"
     lab.model().save_pretrained(folder)
@@ -97,6 +155,17 @@ def test_a_stream_of_held_out_rows_is_read_to_its_end(lab: Any, as_dict: bool) -
     assert trainer.evaluate(iter(rows))["eval_count/chosen"] == 3
 
 
+def test_the_lengths_of_all_rows_are_added_up_once_and_not_for_each_batch(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = lab.trainer(per_device_eval_batch_size=2, given={"eval_dataset": held_out(lab, 12)})
+    asked = []
+    lengths = ScoredRows.lengths.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(ScoredRows, "lengths", property(lambda rows: asked.append(rows) or lengths(rows)))
+    trainer.evaluate()
+    assert len(asked) == 1
+
+
 def test_predict_is_refused_with_what_to_call(lab: Any) -> None:
     with pytest.raises(ConfigError, match=r"predicts no labels\. evaluate\(rows\) measures new rows"):
         lab.trainer().predict(lab.thumbs(4))
@@ -107,7 +176,9 @@ def test_rows_with_images_are_refused_with_the_row(lab: Any) -> None:
 
     rows = lab.thumbs(4)
     rows[2] |= {"images": ["a picture"]}
-    with pytest.raises(DataError, match="train_dataset row 2 holds 'images': thumbtune trains on text alone"):
+    with pytest.raises(
+        DataError, match="train_dataset row 2: the row holds 'images': thumbtune trains on text"
+    ):
         lab.trainer(rows=rows)
     table = Dataset.from_list([{**row, "image": "a picture"} for row in lab.thumbs(4)])
     with pytest.raises(DataError, match="eval_dataset has a column 'image': thumbtune trains on text alone"):

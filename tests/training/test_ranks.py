@@ -292,6 +292,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kto lora packed as a stream": {"method": "kto", "adapter": LORA, "stream": True, **WINDOWS},
     "kto full packed with moving reference": {"method": "kto", "sync_ref_model": True, **MOVING},
     "kto lora packed in bf16": {"method": "kto", "adapter": LORA, "bf16": True, **AT_ONCE},
+    "kto full packed that came low": {"method": "kto", "model_init_kwargs": {"dtype": "bfloat16"}, **AT_ONCE},
     "dpo full padded by count": {"method": "dpo", "engine": "padded", **BY_COUNT},
     "dpo lora packed by tokens": {"method": "dpo", "engine": "packed", "adapter": LORA, **BY_TOKENS},
 }
@@ -307,6 +308,7 @@ SHARDED_CASES = [
     "kto full packed of one token",
     "kto lora packed with ref_model",
     "kto lora packed in bf16",
+    "kto full packed that came low",
     "kto lora packed as a stream",
     "dpo lora packed by tokens",
 ]
@@ -364,6 +366,12 @@ def test_two_processes_that_share_the_weights_out_compute_what_one_computes(play
     told = [answer[name] for answer in plays.parts]
     assert all(answer["sharded"] for answer in told)
     check_same_run(plays.alone[name], told, plays.folder / "alone" / name, plays.folder / "parts" / name)
+
+
+def test_weights_that_came_in_bf16_are_trained_in_float32_however_they_are_shared_out(plays: Plays) -> None:
+    for folder in ("alone", "shared", "parts"):
+        weights = load_weights(plays.folder / folder / "kto full packed that came low" / "saved")
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 def test_the_cases_hold_what_makes_several_processes_hard(plays: Plays) -> None:

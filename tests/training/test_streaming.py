@@ -209,5 +209,5 @@ def test_a_stream_says_of_which_rows_its_numbers_are(lab: Any) -> None:
         ConfigError, match="dataloader_num_workers=2: a stream is read in the process that trains"
     ):
         start(lab, stream(rows), max_steps=2, dataloader_num_workers=2)[0].train()
-    with pytest.raises(DataError, match="train_dataset row 1 holds 'image'"):
+    with pytest.raises(DataError, match="train_dataset row 1: the row holds 'image'"):
         start(lab, iter([rows[0], {**rows[1], "image": "a picture"}]), max_steps=2)

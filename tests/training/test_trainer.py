@@ -12,7 +12,9 @@ import torch
 from transformers import TrainerCallback
 
 from thumbtune.data.formats import read_rows
+from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.errors import ConfigError, DataError, TrainingError
+from thumbtune.training import trainer as trainer_module
 from thumbtune.training.checkpoints import last_checkpoint
 from thumbtune.training.metrics import MetricWindow
 
@@ -171,6 +173,98 @@ def test_a_run_that_ends_within_an_epoch_scores_the_rows_that_it_meets_and_no_ot
     met = {p.row for batch in trainer.plan.epoch(0)[:2] for p in batch}
     (scored,) = trainer.train_dataset.mismatched_log_probs.isfinite().tolist()
     assert {row for row, is_scored in enumerate(scored) if is_scored} == met
+
+
+def prompts_of(batch: list[PlannedRow], rows: list[dict[str, Any]]) -> set[str]:
+    return {rows[planned.row]["prompt"] for planned in batch}
+
+
+def test_siblings_that_are_kept_together_change_the_batches_and_nothing_else(lab: Any) -> None:
+    rows = lab.thumbs(16)
+    apart, together = (
+        lab.trainer(rows=rows, siblings_together=wanted, max_steps=4) for wanted in (False, True)
+    )
+    for trainer in (apart, together):
+        trainer.train()
+    assert all(len(prompts_of(batch, rows)) == 2 for batch in together.plan.epoch(0))
+    assert any(len(prompts_of(batch, rows)) > 2 for batch in apart.plan.epoch(0))
+    assert sorted(p.row for batch in together.plan.epoch(0) for p in batch) == list(range(16))
+    own, other = together.train_dataset.log_probs, apart.train_dataset.log_probs
+    assert own.numpy() == pytest.approx(other.numpy(), abs=1e-5)
+    settings, others = together.manifest["config"], apart.manifest["config"]
+    assert {name for name in settings if settings[name] != others[name]} == {"siblings_together"}
+    assert together.manifest["plan"]["digest"] != apart.manifest["plan"]["digest"]
+
+
+def test_siblings_that_are_kept_together_train_a_whole_batch_as_it_is_trained_apart(lab: Any) -> None:
+    """One batch an epoch, no row lends another anything: only the order within the batch is another."""
+    weights = []
+    for together in (False, True):
+        trainer = lab.trainer(
+            siblings_together=together,
+            per_device_train_batch_size=8,
+            num_train_epochs=3,
+            loss_type="kto_thresholds",
+            optim="sgd",
+            learning_rate=1.0,
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    start = lab.model().state_dict()
+    assert max(float((weights[0][name] - start[name]).abs().max()) for name in start) > 1e-3
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in start) < 1e-5
+
+
+def test_the_plan_is_read_no_further_than_the_last_step(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = lab.trainer(rows=lab.thumbs(24), max_steps=2, per_device_train_batch_size=2)
+    read = []
+    batches = BatchPlan.batches
+
+    def counted(plan: Any, epoch: int) -> Any:
+        for batch in batches(plan, epoch):
+            read.append(epoch)
+            yield batch
+
+    monkeypatch.setattr(BatchPlan, "batches", counted)
+    found = [[planned.row for planned in epoch] for epoch in trainer._planned_epochs()]
+    assert read == [0, 0]
+    assert found == [[planned.row for batch in trainer.plan.epoch(0)[:2] for planned in batch]]
+    trainer.args.max_steps = 14
+    assert [len(list(epoch)) for epoch in trainer._planned_epochs()] == [24, 4]
+
+
+# ---- what the caller brings along
+
+
+def test_an_optimizer_and_a_schedule_of_one_s_own_make_the_steps(lab: Any) -> None:
+    model, watch = lab.model(), Watch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step == 0 else 0.0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer = lab.trainer(
+        model=model,
+        given={"optimizers": (optimizer, schedule), "callbacks": [watch]},
+        max_steps=3,
+        max_grad_norm=0.0,
+        learning_rate=1e-2,  # of AdamW, which is not asked
+    )
+    trainer.train()
+    assert trainer.optimizer.optimizer is optimizer
+    assert len(watch.gradients) == 3
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name] - 0.5 * watch.gradients[0][name])
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_freed_memory_is_kept_from_the_start_of_training_where_it_is_asked_for(
+    lab: Any, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(trainer_module, "keep_freed_memory", lambda: calls.append(True))
+    trainer = lab.trainer(keep_freed_memory=keeps, max_steps=1)
+    assert not calls
+    trainer.train()
+    assert calls == [True] * keeps
 
 
 # ---- metrics

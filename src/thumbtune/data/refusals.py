@@ -29,6 +29,7 @@ MIXED_KINDS = "mixed_kinds"
 """Plain text beside chat messages in one row."""
 MIXED_SHAPES = "mixed_shapes"
 """Unpaired and paired columns in one row, or both sorts of rows in one file."""
+HOLDS_IMAGES = "holds_images"
 
 
 class RowRefused(DataError):  # noqa: N818 - it says what happened to the row

@@ -1,8 +1,8 @@
 """One row in, one `Example` or `Pair` out, or a refusal that says what is wrong with it.
 
 Unpaired rows are {prompt, completion, label}, paired ones {prompt, chosen, rejected}; both may bring
-`tools`, `chat_template_kwargs` and `weight`. Texts are plain strings or lists of chat messages. Other columns are
-ignored.
+`tools`, `chat_template_kwargs` and `weight`. Texts are plain strings or lists of chat messages. A row that holds images
+is refused, since the text alone would be another question; other columns are ignored.
 
 Guaranteed: nothing is repaired. Text is taken as it stands, spaces too. Chat messages lose only keys
 whose value is null (Arrow files cannot leave a key out), and a message with tool calls gets `content:
@@ -20,6 +20,7 @@ from thumbtune.data.labels import parse_label
 from thumbtune.data.refusals import (
     EMPTY_COMPLETION,
     EMPTY_PROMPT,
+    HOLDS_IMAGES,
     MISSING_KEY,
     MIXED_KINDS,
     MIXED_SHAPES,
@@ -29,6 +30,14 @@ from thumbtune.data.refusals import (
     RowRefused,
 )
 from thumbtune.records import Example, Pair, Text
+
+IMAGE_COLUMNS = ("image", "images")
+"""Where rows for vision models keep their pictures."""
+
+TEXT_ALONE = (
+    "thumbtune trains on text alone. Leave out the rows with images, drop the column if the answer does not need them, "
+    "or train on this data with TRL's trainer"
+)
 
 COLUMNS = (
     "prompt",
@@ -42,6 +51,7 @@ COLUMNS = (
     "chosen_finished",
     "rejected_finished",
     "weight",
+    *IMAGE_COLUMNS,
 )
 """The columns that are read; all others are ignored."""
 
@@ -60,6 +70,7 @@ def parse_row(
         raise RowRefused(
             NOT_AN_OBJECT, where, f"the row is {_name_type(row)}, expected an object with columns"
         )
+    _refuse_images(row, where)
     paired = row.get("chosen") is not None or row.get("rejected") is not None
     unpaired = row.get("completion") is not None or row.get("label") is not None
     if paired and unpaired:
@@ -105,6 +116,15 @@ def parse_row(
     label = parse_label(row["label"], where, label_map)
     finished = _read_finished("finished", row, where)
     return Example(texts["prompt"], texts["completion"], label, where, tools, kwargs, finished, weight)
+
+
+def _refuse_images(row: Mapping[str, Any], where: str) -> None:
+    for name in IMAGE_COLUMNS:
+        held = row.get(name)
+        if isinstance(held, str):  # a table of text writes an empty list so
+            held = held.strip() not in ("", "[]")
+        if held:
+            raise RowRefused(HOLDS_IMAGES, where, f"the row holds {name!r}: {TEXT_ALONE}")
 
 
 def _read_finished(name: str, row: Mapping[str, Any], where: str) -> bool:

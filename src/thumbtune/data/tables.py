@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from thumbtune.data.refusals import RowRefused
-from thumbtune.data.rows import COLUMNS
+from thumbtune.data.rows import COLUMNS, IMAGE_COLUMNS, TEXT_ALONE
 from thumbtune.errors import DataError
 
 RawRow: TypeAlias = tuple[str, Mapping[str, Any] | RowRefused]
@@ -56,9 +56,15 @@ def iterate_dataset_folder(path: Path) -> Iterator[RawRow]:
 
 
 def iterate_dataset(dataset: Any, source: str) -> Iterator[RawRow]:
-    """`(where, row)` for a Hugging Face dataset, or for any iterable of mappings."""
+    """`(where, row)` for a Hugging Face dataset, or for any iterable of mappings.
+
+    Raises `DataError` for a dataset with a column of images, before any of them is decoded.
+    """
     is_arrow = hasattr(dataset, "features")
     if is_arrow and dataset.column_names:
+        for name in IMAGE_COLUMNS:
+            if name in dataset.column_names:
+                raise DataError(f"{source} has a column {name!r}: {TEXT_ALONE}")
         dataset = dataset.select_columns(check_columns(source, dataset.column_names)).with_format(None)
         if hasattr(dataset, "num_rows"):  # a table: by batches, which is ten times as fast as row by row
             dataset = _iterate_table(dataset)

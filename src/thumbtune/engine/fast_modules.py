@@ -11,7 +11,8 @@ gives the numbers of the class's own forward; so no list of families has to be k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,6 +35,19 @@ def speed_up_modules(model: nn.Module) -> dict[str, int]:
             kind = twin.__mro__[1].__name__
             counts[kind] = counts.get(kind, 0) + 1
     return counts
+
+
+@contextmanager
+def sped_up(model: nn.Module) -> Iterator[None]:
+    """The faster twins inside the block; afterwards each module is of its own class again, and no copy is left."""
+    own = [(module, type(module)) for module in model.modules()]
+    speed_up_modules(model)
+    try:
+        yield
+    finally:
+        for module, kind in own:
+            module.__class__ = kind
+        drop_low_precision_copies(model)
 
 
 def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -69,7 +69,8 @@ class PreferenceConfig(TrainingArguments):
     )
     model_init_kwargs: dict[str, Any] | str | None = setting(
         None,
-        "Keyword arguments for `from_pretrained` where the model is given by name (JSON on the command line).",
+        "Keyword arguments for `from_pretrained` where the model is given by name (JSON on the command line); for a "
+        "`ref_model` by name too.",
     )
     dataset_num_proc: int | None = setting(
         None, "Kept for compatibility: rows are tokenized in one process, in order."

@@ -100,11 +100,12 @@ class EvaluatesRows(Trainer):
         self._evaluated = dataset
         plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
         model, (first, step) = self._whole_model, self.ranks.part
+        lengths = dataset.lengths
         idle = partial(self.path.log_probs, model, dataset.rows.branches[0][:1])
         predictions = EvalPredictions(self.compute_metrics, self.args) if self.compute_metrics else None
         with evaluating(model), self.compute_loss_context_manager(), self.ranks.in_step(model, idle):
             for rows in itertools.islice(plan.batches(0), first, None, step):
-                batch = self._complete(dataset.__getitems__(take_share(0, rows, dataset.lengths, 0, 1)))
+                batch = self._complete(dataset.__getitems__(take_share(0, rows, lengths, 0, 1)))
                 losses = self._losses(model, self._prepare_inputs(batch), "eval", dataset)
                 if predictions is not None:
                     predictions.add(model, batch, losses)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from thumbtune.data.formats import Rows, RowStream, stream_dataset
-from thumbtune.errors import ConfigError, DataError
-
-_IMAGE_COLUMNS = ("image", "images")
+from thumbtune.errors import ConfigError
 
 
 def open_rows(dataset: Any, source: str) -> Rows | RowStream:
-    """Rows to tokenize, one at a time. Raises `DataError` where they hold images."""
+    """Rows to tokenize, one at a time."""
     if isinstance(dataset, (Rows, RowStream)):
         return dataset
-    return stream_dataset(refuse_images(dataset, source), source=source)
+    return stream_dataset(dataset, source=source)
 
 
 def is_stream(dataset: Any) -> bool:
@@ -34,32 +31,3 @@ def check_stream(config: Any) -> None:
             "train_dataset is a stream, whose length nobody knows: set max_steps, on which the learning rate's "
             "schedule depends too, or give a datasets.Dataset"
         )
-
-
-def refuse_images(dataset: Iterable[Any], source: str) -> Iterable[Any]:
-    """The dataset; raises `DataError` at the first row that holds images, at once where its columns tell."""
-    for name in set(_IMAGE_COLUMNS) & set(getattr(dataset, "column_names", None) or ()):
-        raise _refuse(f"{source} has a column {name!r}")
-    return dataset if getattr(dataset, "column_names", None) else _Watched(dataset, source)
-
-
-class _Watched(Iterable[Any]):
-    """Plain rows, looked at on their way."""
-
-    def __init__(self, rows: Iterable[Any], source: str) -> None:
-        self._rows, self._source = rows, source
-
-    def __iter__(self) -> Iterator[Any]:
-        for number, row in enumerate(self._rows):
-            if isinstance(row, Mapping):
-                for name in _IMAGE_COLUMNS:
-                    if row.get(name):
-                        raise _refuse(f"{self._source} row {number} holds {name!r}")
-            yield row
-
-
-def _refuse(what: str) -> DataError:
-    return DataError(
-        f"{what}: thumbtune trains on text alone. Leave out the rows with images, drop the column if the answer does "
-        "not need them, or train this dataset with TRL's trainer"
-    )

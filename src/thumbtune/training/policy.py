@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import nn
 from thumbtune.engine.loading import load_model, load_tokenizer
 from thumbtune.errors import ConfigError
 from thumbtune.training.config import PreferenceConfig
+from thumbtune.training.precision import raise_to_float32
 
 
 def resolve_policy(
@@ -41,6 +44,23 @@ def name_init_kwargs(args: PreferenceConfig, quantization_config: Any = None) ->
             )
         init_kwargs["quantization_config"] = quantization_config
     return init_kwargs
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How the policy came to be, so that another model computes alike: rounded in the same way, it starts even."""
+
+    init_kwargs: Mapping[str, Any]
+    """What `from_pretrained` was given; of a policy that came as an object, its precision."""
+    became_float32: bool
+
+    def load(self, name: str | Path) -> Any:
+        """The model of a name, as the policy would be if it had that name."""
+        model = load_model(name, **self.init_kwargs)
+        keep_four_bits_trainable(model)
+        if self.became_float32:
+            raise_to_float32(model.parameters())
+        return model
 
 
 def refuse_quantized_weights(model: Any) -> None:

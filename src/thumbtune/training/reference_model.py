@@ -5,7 +5,7 @@ Before step 1 the policy is its own reference, so most runs score it once and ho
 reference that moves. Then there are four places to find it, all with one interface:
 
 - under a fresh adapter: the policy with the adapter switched off, whenever it is asked for;
-- a model of its own that was given, held as long as the trainer needs it;
+- a model of its own that was given, held until the planned rows are scored;
 - held weights: a copy of the weights that are trained, put in their place for as long as the reference scores;
 - the policy itself, as long as it stands where it stood; after that the model is loaded once more, if it has a name.
 
@@ -18,8 +18,11 @@ Buffers and frozen weights are the policy's.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +30,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from thumbtune.engine.loading import load_model
+from thumbtune.engine.fast_modules import sped_up
 from thumbtune.engine.reference import fingerprint_weights
 from thumbtune.errors import CheckpointError, ConfigError
+from thumbtune.training.policy import Loading
+from thumbtune.training.precision import in_float32
 
 REFERENCE_FILE = "reference.safetensors"
 """Where a checkpoint keeps a reference that moves."""
@@ -77,26 +82,60 @@ class AdapterOff:
 
 
 class OtherModel:
-    """A model of its own. It leaves the device when it is let go, and comes back when it is asked for again."""
+    """A model of its own, held until it is let go; after that only for as long as it is asked for again.
 
-    def __init__(self, model: str | Path | Any, device: torch.device) -> None:
+    One by name is loaded anew then. One that was given as a model is there if whoever gave it holds it still, on the
+    CPU. It computes as the policy does, in float32 where that became float32 and by the same faster modules, and is as
+    it was afterwards.
+    """
+
+    def __init__(self, model: str | Path | Any, device: torch.device, loading: Loading) -> None:
         self._name = model if isinstance(model, (str, Path)) else None
-        self._model = load_model(model) if isinstance(model, (str, Path)) else model
-        self._device = device
+        self._model = loading.load(model) if isinstance(model, (str, Path)) else model
+        self._find_given = weakref.ref(self._model)
+        self._device, self._loading = device, loading
+        self._is_let_go = False
 
     @contextmanager
     def at_hand(self) -> Iterator[Any]:
         if self._model is None:
-            assert self._name is not None
-            self._model = load_model(self._name)
-        self._model.to(self._device)
-        yield self._model
+            self._model = self._find_again()
+        _move(self._model, self._device)
+        faster = sped_up(self._model) if self._device.type == "cpu" else nullcontext()
+        try:
+            with self._in_the_policys_precision(), faster:
+                yield self._model
+        finally:
+            if self._is_let_go:
+                self.let_go()
 
     def fingerprint(self) -> str:
-        return fingerprint_weights(self._model)
+        with self._in_the_policys_precision():
+            return fingerprint_weights(self._model)
 
     def let_go(self) -> None:
-        self._model = None if self._name is not None else self._model.to("cpu")
+        self._model, self._is_let_go = None, True
+        gc.collect()  # a model may hold itself in a circle
+        if self._name is None and (held_elsewhere := self._find_given()) is not None:
+            _move(held_elsewhere, "cpu")
+
+    def _find_again(self) -> Any:
+        if self._name is not None:
+            return self._loading.load(self._name)
+        if (model := self._find_given()) is None:
+            raise ConfigError(
+                "ref_model was let go once the planned rows were scored, and nothing else holds it: give these rows as "
+                "eval_dataset when the trainer is made, or keep ref_model in a variable of your own, or give its name"
+            )
+        return model
+
+    def _in_the_policys_precision(self) -> AbstractContextManager[None]:
+        return in_float32(self._model) if self._loading.became_float32 else nullcontext()
+
+
+def _move(model: Any, device: torch.device | str) -> None:
+    if not getattr(model, "is_quantized", False):  # those stay where they were loaded
+        model.to(device)
 
 
 class OwnStart:
@@ -124,7 +163,7 @@ class OwnStart:
             raise ConfigError(
                 "the reference is the policy as it stood before step 1, and nothing holds it while all weights are "
                 "trained: give these rows as eval_dataset when the trainer is made, or evaluate them before "
-                "train(), or give the trainer a ref_model"
+                "train(), or give the trainer a ref_model by name"
             )
         yield again.to(next(self._policy().parameters()).device)
 
@@ -164,7 +203,7 @@ class HeldWeights:
                     f"sync_ref_model mixes ref_model and policy weight by weight, and {name} is not in both: give a "
                     "ref_model of the policy's own architecture, without an adapter on either, or leave it out"
                 )
-            weight.data = weight.data.to(policy[name].device)
+            weight.data = weight.data.to(policy[name])
 
     @contextmanager
     def at_hand(self) -> Iterator[Any]:
@@ -238,9 +277,12 @@ class NoReference:
 
 
 def choose_reference(
-    trainer: Any, ref_model: Any, *, adapter_is_fresh: bool, load_again: Model | None
+    trainer: Any, ref_model: Any, *, adapter_is_fresh: bool, named: str | Path | None, loading: Loading
 ) -> Any:
-    """The reference of a trainer that has its model. Raises `ConfigError` for one that cannot be."""
+    """The reference of a trainer that has its model, loaded from `named` if it had a name.
+
+    Raises `ConfigError` for one that cannot be.
+    """
     policy, args = trainer.model, trainer.args
     if not trainer._uses_reference:
         if ref_model is not None:
@@ -264,13 +306,13 @@ def choose_reference(
             "give a ref_model, or leave out sync_ref_model"
         )
     if holds_weights:
-        start = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
+        start = loading.load(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
         held = HeldWeights(policy, start)
         if is_moving:
             trainer.add_callback(MoveReference(held))
         return held
     if ref_model is not None:
-        return OtherModel(ref_model, args.device)
+        return OtherModel(ref_model, args.device, loading)
 
     def get_policy() -> Any:
         return trainer.model
@@ -285,5 +327,5 @@ def choose_reference(
         get_whole,
         has_moved=lambda: trainer.state.global_step > 0,
         expected=trainer._fingerprint_reference,
-        load_again=load_again,
+        load_again=None if named is None else partial(loading.load, named),
     )

@@ -58,15 +58,18 @@ class ScoresReference(Trainer):
         if self._is_moving:  # each batch is scored when it is met
             self._references_ready = True
             return
+        self._score_what_is_planned(fingerprint)
+        if self.stream is None:
+            self.reference.let_go()
+        self._references_ready = True
+
+    def _score_what_is_planned(self, fingerprint: str) -> None:
         with self.reference.at_hand() as model:
             if self.stream is None:
                 self._score_reference(self.train_dataset, self._planned_epochs(), model, fingerprint)
             for dataset in self._eval_sets().values():
                 plan = self._plan(dataset.rows, self.args.per_device_eval_batch_size)
                 self._score_reference(dataset, [plan.rows(0)], model, fingerprint)
-        if self.stream is None:
-            self.reference.let_go()
-        self._references_ready = True
 
     def _score_window(self, window: ScoredRows, plan: BatchPlan, number: int) -> None:
         """Fill in the reference log-probs of a stream's next window."""

@@ -19,7 +19,6 @@ import torch
 
 from thumbtune.engine.plan import BatchPlan
 from thumbtune.errors import ConfigError
-from thumbtune.training.given_rows import refuse_images
 from thumbtune.training.rows import Microbatch, PlannedBatch, ScoredRows, take_share
 from thumbtune.training.tokens import TokenizedRows, windows
 
@@ -33,8 +32,7 @@ class StreamedRows(torch.utils.data.Dataset):
     """A stream, of which one window is in hand. It has no length."""
 
     def __init__(self, dataset: Any, tokenizer: Any, config: Any, *, paired: bool) -> None:
-        self._dataset = refuse_images(dataset, "train_dataset")
-        self._source = dataset
+        self._dataset = dataset
         self._is_read_once = iter(dataset) is dataset
         self._tokenize = lambda rows: windows(
             rows, config.stream_window_rows, tokenizer, config, paired=paired, source="train_dataset"
@@ -63,8 +61,8 @@ class StreamedRows(torch.utils.data.Dataset):
             else:
                 yield from self._tokenize(self._dataset)
             n_passes += 1
-            if hasattr(self._source, "set_epoch"):
-                self._source.set_epoch(n_passes)
+            if hasattr(self._dataset, "set_epoch"):
+                self._dataset.set_epoch(n_passes)
 
     def enter(self, window: ScoredRows, score: Callable[[], None]) -> None:
         """Take a window in hand; it is scored when its first batch is read."""
@@ -102,9 +100,10 @@ class StreamSampler(torch.utils.data.Sampler):
                 )
                 continue
             self.stream.enter(window, _bind(self.score, window, plan, number))
+            lengths = window.lengths
             for planned in plan.batches(number):
                 if len(planned) == plan.batch_size or not self.drop_last:
-                    yield take_share(0, planned, window.lengths, self.rank, self.world_size)
+                    yield take_share(0, planned, lengths, self.rank, self.world_size)
 
 
 class StreamLoader(torch.utils.data.DataLoader):

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from transformers.trainer_utils import set_seed
 
 from thumbtune.engine.allocator import keep_freed_memory
 from thumbtune.engine.fast_modules import drop_low_precision_copies, speed_up_modules
-from thumbtune.engine.loading import load_model
 from thumbtune.engine.microbatches import cut_batch
 from thumbtune.engine.paths import PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
@@ -47,6 +47,7 @@ from thumbtune.training.metrics import MetricWindow
 from thumbtune.training.model_card import name_dataset, tag_model
 from thumbtune.training.offloading import offload_activations
 from thumbtune.training.policy import (
+    Loading,
     add_adapter,
     disable_dropout,
     keep_four_bits_trainable,
@@ -54,6 +55,7 @@ from thumbtune.training.policy import (
     refuse_quantized_weights,
     resolve_policy,
 )
+from thumbtune.training.precision import train_in_float32
 from thumbtune.training.ranks import agree_on_path, check_sharding
 from thumbtune.training.reference_model import choose_reference
 from thumbtune.training.reference_pass import ScoresReference
@@ -72,7 +74,8 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
 
     Args:
         model: a hub name or folder, a model, or a PEFT model (a trained adapter becomes its own reference).
-        ref_model: another model as the reference, or its name; by default the policy as it stands before step 1.
+        ref_model: another model as the reference, or its name, loaded as the policy was; by default the policy as it
+            stands before step 1.
         args: the method's config, such as `KTOConfig`.
         data_collator: refused; TRL's scripts give it a place.
         train_dataset: a `datasets.Dataset`, a list of row dicts, or `Rows` as read from a file; with `max_steps` also
@@ -82,7 +85,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
             if not given.
         compute_metrics: called with what `thumbtune.training.eval_predictions` says, after each evaluation.
         callbacks, optimizers: as for transformers' `Trainer`.
-        quantization_config: how to load a model that is given by name, such as in 4 bits for QLoRA.
+        quantization_config: how to load models that are given by name, such as in 4 bits for QLoRA.
         peft_config: train an adapter of this shape instead of all weights.
     """
 
@@ -140,6 +143,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         model, adapter_is_fresh = add_adapter(model, peft_config)
         refuse_quantized_weights(model)
         keep_four_bits_trainable(model)
+        became_float32 = train_in_float32(model, args)
         tag_model(model, args.method)
         if args.disable_dropout:
             disable_dropout(model)
@@ -209,13 +213,15 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         ):  # they keep copies of weights: of whole ones
             speed_up_modules(self.model)
         self._is_moving = getattr(args, "sync_ref_model", False)
+        init_kwargs = name_init_kwargs(args, quantization_config)
+        if named is None:
+            init_kwargs = {"dtype": getattr(model, "dtype", torch.float32)}
         self.reference = choose_reference(
             self,
             ref_model,
             adapter_is_fresh=adapter_is_fresh,
-            load_again=None
-            if named is None
-            else partial(load_model, named, **name_init_kwargs(args, quantization_config)),
+            named=named,
+            loading=Loading(init_kwargs, became_float32),
         )
         self.router_loss = find_router_loss(self.model, args.router_aux_loss_coef)
         self.plan = self._plan(
@@ -292,9 +298,9 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         """The rows of each epoch, up to the last step."""
         steps, epoch = self.planned_steps, 0
         while steps > 0:
-            batches = list(self.plan.batches(epoch))[: min(steps, self.steps_per_epoch)]
-            yield (planned for batch in batches for planned in batch)
-            steps -= len(batches)
+            n_batches = min(steps, self.steps_per_epoch)
+            yield chain.from_iterable(islice(self.plan.batches(epoch), n_batches))
+            steps -= n_batches
             epoch += 1
 
     @property
