@@ -90,7 +90,7 @@ CHANGES_NO_LOSS = {field.name for field in dataclasses.fields(PreferenceConfig)}
     "max_pairs_per_prompt",
     "one_per_prompt",
 }
-"""Of the trainer, the engine and the rows: each has its own tests, and those of the engine change no number."""
+"""Read by the trainer, the engine and the rows, not by a loss: `test_every_field.py` asks what becomes of each."""
 
 
 def list_cases() -> list[tuple[str, str, str | list[str]]]:
