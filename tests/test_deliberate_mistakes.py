@@ -55,6 +55,8 @@ PATHS = "engine/test_paths.py"
 GENERATE = "evaluation/test_generate.py"
 TRL = "training/test_against_trl.py"
 PRECISION = "training/test_precision.py"
+FIELDS = "training/test_every_field.py"
+CLASS_WEIGHTS = "preference/test_class_weights.py"
 FAULTS = "training/test_trl_faults.py"
 STORAGE = "training/test_token_storage.py"
 CROSSING = "evaluation/test_search_and_crossing.py"
@@ -63,6 +65,12 @@ KTO_BY_HAND = f"{LOSSES}::test_kto_of_one_thumb_up_and_one_thumb_down_worked_by_
 DPO_BY_HAND = f"{PAIR_LOSSES}::test_dpo_worked_by_hand"
 KTO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[kto, adapter]"
 DPO_AS_TRL = f"{TRL}::test_loss_and_every_gradient_equal_trl_s[dpo, adapter]"
+RPO_BY_HAND = f"{METHODS}::test_rpo_is_dpo_and_alpha_times_the_likelihood_worked_by_hand"
+ORPO_BY_HAND = f"{METHODS}::test_orpo_is_the_likelihood_and_beta_times_the_odds_worked_by_hand"
+BCO_BY_HAND = f"{METHODS}::test_bco_on_single_thumbs_worked_by_hand"
+AS_TRL = f"{TRL}::test_the_family_s_losses_and_gradients_equal_trl_s"
+SHIFT = f"{POINT}::test_the_reward_shift_does_not_depend_on_how_many_each_class_has"
+AVERAGED = f"{METHODS}::test_an_averaged_z0_is_half_of_what_was_and_half_of_what_is"
 CUT = f"{TRL}::test_a_batch_cut_into_microbatches_has_the_loss_and_gradients_of_trl_s_whole_batch"
 START = f"{TRL}::test_before_the_first_step_both_stand_at_half_the_weights"
 UNPADDED = f"{LOG_PROBS}::test_the_padded_path_equals_one_unpadded_row_at_a_time"
@@ -207,6 +215,79 @@ MISTAKES = [
         (f"{PAIR_LOSSES}::test_the_odds_ratio_worked_by_hand",),
     ),
     Mistake(
+        "CPO prefers the rejected completion",
+        "preference/pair_losses.py",
+        "beta * (chosen_log_prob - rejected_log_prob)",
+        "beta * (rejected_log_prob - chosen_log_prob)",
+        (f"{PAIR_LOSSES}::test_cpo_worked_by_hand",),
+    ),
+    Mistake(
+        "CPO reads log-probs per token",
+        "training/methods.py",
+        "*scores.log_probs.chunk(2), beta=config.beta",
+        "*_mean_log_probs(scores), beta=config.beta",
+        (f"{AS_TRL}[cpo-adapter]",),
+    ),
+    Mistake(
+        "CPO forgets its likelihood",
+        "training/method_configs.py",
+        '{"cpo": 1.0, "sft": self.cpo_alpha}',
+        '{"cpo": 1.0}',
+        (f"{AS_TRL}[cpo-adapter]",),
+    ),
+    Mistake(
+        "RPO's alpha weighs the preference",
+        "training/method_configs.py",
+        '{"sigmoid": 1.0, "sft": self.rpo_alpha}',
+        '{"sigmoid": self.rpo_alpha, "sft": 1.0}',
+        (RPO_BY_HAND,),
+    ),
+    Mistake(
+        "weights of a sum of losses are dropped",
+        "training/methods.py",
+        "weight * PAIR_TERMS[name]",
+        "PAIR_TERMS[name]",
+        (RPO_BY_HAND, ORPO_BY_HAND),
+    ),
+    Mistake(
+        "ORPO's beta weighs the likelihood",
+        "training/method_configs.py",
+        '{"sft": 1.0, "odds_ratio": self.beta}',
+        '{"sft": self.beta, "odds_ratio": 1.0}',
+        (
+            ORPO_BY_HAND,
+            f"{TRL}::test_orpo_equals_trl_s_but_for_the_likelihood_of_prompts[longer prompts-adapter]",
+        ),
+    ),
+    Mistake(
+        "the likelihood is that of the rejected completions",
+        "training/methods.py",
+        "scores.log_probs.chunk(2)[0], scores.mean_chosen_tokens",
+        "scores.log_probs.chunk(2)[1], scores.mean_chosen_tokens",
+        (RPO_BY_HAND, ORPO_BY_HAND),
+    ),
+    Mistake(
+        "APO-zero on single thumbs has a reference point",
+        "training/method_configs.py",
+        'return self.loss_type not in ("kto_thresholds", "apo_zero_unpaired")',
+        'return self.loss_type != "kto_thresholds"',
+        (f"{AS_TRL}[apo_u-adapter]",),
+    ),
+    Mistake(
+        "BCO has no shift",
+        "training/methods.py",
+        "return kto_logsigmoid_loss(scores.log_ratio, desirable, scores.reference_point, **",
+        "return kto_logsigmoid_loss(scores.log_ratio, desirable, torch.zeros(()), **",
+        (BCO_BY_HAND,),
+    ),
+    Mistake(
+        "BCO's shift stays where it began",
+        "training/zero.py",
+        "return self._moving_point.value if isinstance(self._moving_point, RewardShift) else 0.0",
+        "return 0.0",
+        (f"{FIELDS}::test_changing_a_field_moves_a_loss_or_a_weight[bco-reward_shift_decay]",),
+    ),
+    Mistake(
         "the likelihood is per microbatch",
         "training/trainer.py",
         "if mean_chosen_tokens is None:  # in evaluation the microbatch is the whole batch",
@@ -340,6 +421,76 @@ MISTAKES = [
         "mismatched_log_prob.detach().float()",
         "mismatched_log_prob.float()",
         (f"{POINT}::test_it_takes_no_gradient",),
+    ),
+    Mistake(
+        "an average of the zero keeps what it should forget",
+        "preference/reference_point.py",
+        "self.decay * before + (1 - self.decay) * value",
+        "(1 - self.decay) * before + self.decay * value",
+        (f"{POINT}::test_a_moving_average_starts_at_the_first_value_and_forgets",),
+    ),
+    Mistake(
+        "an average of the zero starts at zero",
+        "preference/reference_point.py",
+        "before = value if self.value is None else self.value",
+        "before = self.value or 0.0",
+        (f"{POINT}::test_a_moving_average_starts_at_the_first_value_and_forgets", SHIFT, AVERAGED),
+    ),
+    Mistake(
+        "z0 is averaged, and the batch's own is used",
+        "training/zero.py",
+        "reference_point = reference_point.new_tensor(self._moving_point.update(float(reference_point)))",
+        "self._moving_point.update(float(reference_point))",
+        (AVERAGED,),
+    ),
+    Mistake(
+        "the reward shift follows the frequent class",
+        "preference/reference_point.py",
+        "log_ratio.detach().float()[desirable == label]",
+        "log_ratio.detach().float()",
+        (SHIFT,),
+    ),
+    Mistake(
+        "the reward shift is a sum of the classes, not their middle",
+        "preference/reference_point.py",
+        "sum(known) / len(known) if known",
+        "sum(known) if known",
+        (SHIFT, BCO_BY_HAND),
+    ),
+    # ---- class weights
+    Mistake(
+        "the frequent class gets the weight of the rare one",
+        "preference/class_weights.py",
+        "return LOWEST_BALANCE * n_undesirable / n_desirable, 1.0",
+        "return 1.0, LOWEST_BALANCE * n_undesirable / n_desirable",
+        (
+            f"{CLASS_WEIGHTS}::test_the_paper_s_example_of_one_desirable_row_in_ten",
+            f"{CLASS_WEIGHTS}::test_the_weighted_balance_lies_in_the_interval",
+        ),
+    ),
+    Mistake(
+        "many thumbs up are balanced to one half, past the nearest bound",
+        "preference/class_weights.py",
+        "n_desirable / (HIGHEST_BALANCE * n_undesirable)",
+        "n_desirable / (LOWEST_BALANCE * n_undesirable)",
+        (
+            f"{CLASS_WEIGHTS}::test_many_thumbs_up_raise_the_weight_of_the_thumbs_down_to_the_upper_bound",
+            f"{CLASS_WEIGHTS}::test_a_weight_is_raised_no_further_than_to_the_nearest_bound",
+        ),
+    ),
+    Mistake(
+        "counts that fit are weighed all the same",
+        "preference/class_weights.py",
+        "if n_desirable > HIGHEST_BALANCE * n_undesirable:",
+        "if n_desirable > LOWEST_BALANCE * n_undesirable:",
+        (f"{CLASS_WEIGHTS}::test_counts_that_fit_keep_weights_of_one[120]",),
+    ),
+    Mistake(
+        "weights 'auto' are of the other class",
+        "training/class_balance.py",
+        "args.desirable_weight, args.undesirable_weight = recommend_class_weights(",
+        "args.undesirable_weight, args.desirable_weight = recommend_class_weights(",
+        ("training/test_config.py::test_auto_weights_come_from_the_counts_and_say_so",),
     ),
     Mistake(
         "ties count fully in the AUC",

@@ -21,8 +21,12 @@ from thumbtune.engine.plan import BatchPlan, PlannedRow
 from thumbtune.training.methods import METHODS
 from thumbtune.training.trainers import TRAINERS
 
-# TRL 1.16 sets by default what transformers 5.23 has renamed
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    # TRL 1.16 sets by default what transformers 5.23 has renamed
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+    # its CPO and ORPO are told to be experimental by whichever test imports them first
+    pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
+]
 
 THUMBS = [
     {"prompt": "İstanbul nüfusu?", "completion": " Yaklaşık 15 milyon.", "label": True},
@@ -268,17 +272,52 @@ def test_the_family_s_losses_and_gradients_equal_trl_s(
 SHORT = [{**row, "prompt": letter} for row, letter in zip(PAIRS, "abcd", strict=True)]
 
 
-def test_orpo_equals_trl_s_where_the_prompt_has_no_likelihood_to_count(
-    tiny_model_path: Path, tiny_tokenizer: Any, tmp_path: Path
+def count_completions_alone(trainer: Any) -> None:
+    """Let TRL's ORPO take the likelihood of chosen completions, without their prompts; all else is as it was."""
+    forward = trainer.concatenated_forward
+
+    def forward_and_count(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+        chosen, rejected, chosen_logits, rejected_logits, _ = forward(model, batch)
+        labels = trainer.concatenated_inputs(batch, padding_value=trainer.padding_value)[
+            "concatenated_labels"
+        ]
+        labels = labels[: len(chosen), 1:]  # those of prompts are -100
+        likelihood = nn.functional.cross_entropy(chosen_logits.flatten(0, 1), labels.flatten())
+        return chosen, rejected, chosen_logits, rejected_logits, likelihood
+
+    trainer.concatenated_forward = forward_and_count
+
+
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["all weights", "adapter"])
+@pytest.mark.parametrize("rows", [SHORT, PAIRS], ids=["prompts of one token", "longer prompts"])
+def test_orpo_equals_trl_s_but_for_the_likelihood_of_prompts(
+    rows: list[dict[str, str]],
+    with_adapter: bool,
+    tiny_model_path: Path,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
 ) -> None:
     # TRL takes the likelihood of prompt and completion; ours, as the paper, of the completion. A prompt of one token
-    # has none, since nothing stands before it.
+    # has none, since nothing stands before it: there TRL's trainer is left as it is.
     tokenizer = without_bos(tiny_tokenizer)
-    ours = build_ours("orpo", tiny_model_path, tokenizer, tmp_path, None, rows=SHORT)
-    theirs = build_theirs("orpo", tiny_model_path, tokenizer, tmp_path, None, rows=SHORT)
+    ours, theirs = (
+        build(
+            "orpo", tiny_model_path, tokenizer, tmp_path, lora_config() if with_adapter else None, rows=rows
+        )
+        for build in (build_ours, build_theirs)
+    )
     move(ours, theirs)
-    assert {len(row[0].prompt_ids) for row in ours.train_dataset.rows.branches} == {1}
     our_loss, our_gradients, _ = step_ours(ours)
+    n_prompt_tokens = [len(row[0].prompt_ids) for row in ours.train_dataset.rows.branches]
+    if rows is PAIRS:
+        assert min(n_prompt_tokens) > 1
+        with torch.no_grad():
+            (batch,) = list(theirs.get_train_dataloader())
+            whole = float(theirs.compute_loss(theirs.model, batch))
+        assert our_loss != pytest.approx(whole, rel=1e-4)  # the likelihood of prompts tells them apart
+        count_completions_alone(theirs)
+    else:
+        assert set(n_prompt_tokens) == {1}
     their_loss, their_gradients, _ = step_theirs(theirs)
     assert our_loss == pytest.approx(their_loss, rel=1e-5)
     assert_same_gradients(our_gradients, their_gradients)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from thumbtune.errors import CheckpointError, ConfigError
+from thumbtune.preference.reference_point import RewardShift
 from thumbtune.training.config import PreferenceConfig
 from thumbtune.training.methods import METHODS, PAIR_TERMS, Scores
 from thumbtune.training.settings import build_config, list_own_fields
@@ -90,7 +92,7 @@ CHANGES_NO_LOSS = {field.name for field in dataclasses.fields(PreferenceConfig)}
     "max_pairs_per_prompt",
     "one_per_prompt",
 }
-"""Of the trainer, the engine and the rows: each has its own tests, and those of the engine change no number."""
+"""Read by the trainer, the engine and the rows, not by a loss: `test_every_field.py` asks what becomes of each."""
 
 
 def list_cases() -> list[tuple[str, str, str | list[str]]]:
@@ -130,6 +132,83 @@ def test_changing_any_setting_of_a_method_changes_its_loss_or_is_refused(
         assert METHODS[method].reference_point(build_config(method, {"output_dir": "u", **given})) != "none"
     else:
         assert after != pytest.approx(before, abs=1e-6)
+
+
+# ---- worked by hand: what is made of several functions
+
+
+def score(
+    log_ratio: list[float],
+    labels: list[bool],
+    *,
+    log_probs: list[float] | None = None,
+    n_tokens: list[int] | None = None,
+    mean_chosen_tokens: float = 1.0,
+    reference_point: float = 0.0,
+) -> Scores:
+    return Scores(
+        log_probs=torch.tensor(log_probs or log_ratio),
+        log_ratio=torch.tensor(log_ratio),
+        n_tokens=torch.tensor(n_tokens or [1] * len(labels)).float(),
+        desirable=torch.tensor(labels),
+        reference_point=torch.tensor(reference_point),
+        mean_chosen_tokens=torch.tensor(mean_chosen_tokens),
+    )
+
+
+def losses_of(method: str, scores: Scores, **settings: Any) -> list[float]:
+    config = build_config(method, {"output_dir": "unused", **settings})
+    return METHODS[method].loss(config, scores).tolist()
+
+
+def test_rpo_is_dpo_and_alpha_times_the_likelihood_worked_by_hand() -> None:
+    # β = 0.1, α = 0.5; chosen completions of 4 and 8 tokens, 6 on average, of −12 and −4 nats
+    # first pair: −log σ(0.1 × (6 − (−4))) = −log σ(1) = 0.313262, and 0.5 × 12 / 6 = 1: 1.313262
+    # second pair: −log σ(0) = 0.693147, and 0.5 × 4 / 6 = 0.333333: 1.026480
+    pairs = score(
+        [6.0, 2.0, -4.0, 2.0],
+        [True, True, False, False],
+        log_probs=[-12.0, -4.0, -30.0, -50.0],
+        n_tokens=[4, 8, 5, 5],
+        mean_chosen_tokens=6.0,
+    )
+    assert losses_of("rpo", pairs, beta=0.1, rpo_alpha=0.5) == pytest.approx([1.313262, 1.026480], abs=1e-6)
+
+
+def test_orpo_is_the_likelihood_and_beta_times_the_odds_worked_by_hand() -> None:
+    # λ = β = 0.5; a chosen completion of 4 tokens at p = 0.5 each, in a batch of 5 chosen tokens on average:
+    # 4 × log 2 / 5 = 0.554518. Odds 1 against 0.25 of a rejected one of 2 tokens at p = 0.2: −log σ(log 4) =
+    # log(1 + 1/4) = 0.223144, half of it 0.111572; together 0.666089
+    pair = score(
+        [0.0, 0.0],
+        [True, False],
+        log_probs=[4 * math.log(0.5), 2 * math.log(0.2)],
+        n_tokens=[4, 2],
+        mean_chosen_tokens=5.0,
+    )
+    assert losses_of("orpo", pair, beta=0.5) == pytest.approx([0.666089], abs=1e-6)
+
+
+def test_apo_zero_on_single_thumbs_worked_by_hand() -> None:
+    # β = 0.1, weights 1 and 3, zero at the reference. 👍 at r = 10: 1 − σ(1) = 0.268941
+    # 👎 at r = 10: 3 × (1 − σ(−1)) = 3 × 0.731059 = 2.193176
+    thumbs = score([10.0, 10.0], [True, False])
+    found = losses_of("kto", thumbs, loss_type="apo_zero_unpaired", beta=0.1, undesirable_weight=3.0)
+    assert found == pytest.approx([0.268941, 2.193176], abs=1e-6)
+
+
+def test_bco_on_single_thumbs_worked_by_hand() -> None:
+    # the batch before: 👍 at 4, 👎 at −2, so that the zero lies halfway, at 1. β = 0.1, weights 1 and 2
+    # 👍 at r = 11: −log σ(0.1 × (11 − 1)) = −log σ(1) = 0.313262
+    # 👎 at r = 11: 2 × −log σ(−1) = 2 × 1.313262 = 2.626523
+    shift = RewardShift(0.9)
+    shift.update(torch.tensor([4.0, -2.0]), torch.tensor([True, False]))
+    thumbs = score([11.0, 11.0], [True, False], reference_point=shift.value)
+    found = losses_of("bco", thumbs, beta=0.1, undesirable_weight=2.0)
+    assert found == pytest.approx([0.313262, 2.626523], abs=1e-6)
+
+
+# ---- what is refused
 
 
 def test_a_setting_of_another_method_is_unknown() -> None:
@@ -282,17 +361,20 @@ def test_averages_of_the_zero_follow_the_batches_and_survive_a_checkpoint(lab: A
 
 
 def test_an_averaged_z0_is_half_of_what_was_and_half_of_what_is(lab: Any) -> None:
-    """With the weights held still by a learning rate of zero, but moved off the reference by hand."""
+    """With the weights held still by a learning rate of zero, but moved off the reference by hand: to where lent
+    completions are likelier, since a z0 clamped at zero would tell nothing."""
     seen: dict[float | None, list[float]] = {}
     for decay in (None, 0.5):
         trainer = lab.trainer(learning_rate=0.0, num_train_epochs=2, reference_point_decay=decay)
         trainer._score_references()
         with torch.no_grad():
             for parameter in trainer.model.parameters():
-                parameter.mul_(1.3)
+                parameter.mul_(0.5)
         trainer.train()
         seen[decay] = [entry["z0"] for entry in trainer.state.log_history if "z0" in entry]
     plain, averaged = seen[None], seen[0.5]
+    assert min(plain) > 0.1
+    assert max(plain) - min(plain) > 0.02
     expected = [plain[0]]
     for value in plain[1:]:
         expected.append(0.5 * expected[-1] + 0.5 * value)

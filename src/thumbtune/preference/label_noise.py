@@ -42,7 +42,9 @@ def estimate_flip_rate(n_agreeing: int, n_disagreeing: int) -> float:
     """The flip rate of both classes from two presses on one completion each: disagreement d = 2 ρ (1 − ρ), ρ < 1/2.
 
     Taken for granted: one truth per completion, equal rates, and presses that err independently. People who differ in
-    taste look like noise here. Raises `ConfigError` without repeated presses, or with as much disagreement as chance.
+    taste look like noise here. Where the rates are far apart, their mean in the place of both does no good, and with
+    the log-sigmoid value harm: give the rates. Raises `ConfigError` without repeated presses, or with as much
+    disagreement as chance.
     """
     n = n_agreeing + n_disagreeing
     if n == 0:

@@ -102,8 +102,10 @@ class PreferenceConfig(TrainingArguments):
         self._fit_trackers()
         self._fit_names_of_others()
         self._refuse_impossible()
-        if self.train_sampling_strategy == "group_by_length":
-            self._adjust("train_sampling_strategy='group_by_length': the batch plan shuffles instead")
+        if self.train_sampling_strategy != "random":
+            self._adjust(
+                f"train_sampling_strategy={self.train_sampling_strategy!r}: the batch plan shuffles instead"
+            )
         super().__post_init__()
 
     def _adjust(self, message: str) -> None:
@@ -165,6 +167,10 @@ class PreferenceConfig(TrainingArguments):
         if self.activation_offloading and (self.use_cpu or not torch.cuda.is_available()):
             self.activation_offloading = False
             self._adjust("activation_offloading=True has no effect without a GPU: off")
+        if self.dataset_num_proc is not None:
+            self._adjust(
+                f"dataset_num_proc={self.dataset_num_proc}: rows are tokenized in one process, in order"
+            )
 
     def _refuse_impossible(self) -> None:
         if not 0 < self.beta < math.inf:
@@ -172,6 +178,11 @@ class PreferenceConfig(TrainingArguments):
         if self.trust_remote_code:
             raise ConfigError(
                 "trust_remote_code=True is refused: thumbtune runs no code from a model's repository"
+            )
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                f"label_smoothing_factor={self.label_smoothing_factor} smooths transformers' own loss, which is not "
+                f"used: {self._name_smoothing()}"
             )
         for name in ("max_length", "max_prompt_length"):
             value = getattr(self, name)
@@ -198,13 +209,21 @@ class PreferenceConfig(TrainingArguments):
         if coefficient is not None and not 0 <= coefficient < math.inf:
             raise ConfigError(f"router_aux_loss_coef={coefficient}: 0 or more, or None for the model's own")
 
+    def _name_smoothing(self) -> str:
+        """Which field of this method does what `label_smoothing_factor` sounds like."""
+        if hasattr(self, "label_smoothing"):
+            return "set label_smoothing"
+        if hasattr(self, "desirable_flip_rate"):
+            return "set desirable_flip_rate and undesirable_flip_rate"
+        return f"{self.method} smooths no labels, so leave it out"
+
 
 @dataclass
 class ReferenceConfig(PreferenceConfig):
     """What methods share that measure against a reference. Those that do without have none of these fields."""
 
     precompute_ref_log_probs: bool = setting(
-        True, "Kept for compatibility: the reference is always scored once, before training."
+        True, "Kept for compatibility: a reference that stands still is always scored once, before training."
     )
     reference_cache: str | None = setting(
         None, "Folder that keeps reference log-probs between runs; None takes the user's cache folder."
@@ -233,6 +252,10 @@ class ReferenceConfig(PreferenceConfig):
             self._adjust(
                 f"precompute_ref_batch_size={self.precompute_ref_batch_size}: "
                 f"reference_max_tokens={self.reference_max_tokens}"
+            )
+        if not self.precompute_ref_log_probs and not self.sync_ref_model:
+            self._adjust(
+                "precompute_ref_log_probs=False: the reference is scored once, before training, all the same"
             )
 
     def _refuse_impossible(self) -> None:
