@@ -902,6 +902,13 @@ MISTAKES = [
         (NAIVE_HEAD,),
     ),
     Mistake(
+        "a frozen head does not scale what it has summed when a higher logit comes",
+        "engine/head.py",
+        "(pulled[rows] * fading[:, None])",
+        "(pulled[rows] * 1.0)",
+        (NAIVE_HEAD,),
+    ),
+    Mistake(
         "the gradient of the head's weight is that of its last tile",
         "engine/head.py",
         "grad_weight[columns] += product",

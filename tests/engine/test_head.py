@@ -56,13 +56,17 @@ def test_two_tokens_worked_by_hand() -> None:
     bias=st.booleans(),
     head=heads,
     tile=st.sampled_from([1, 25, 2**24]),
+    frozen=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 @settings(deadline=None)
 def test_it_equals_the_naive_head_value_and_gradient(
-    n: int, size: int, vocabulary: int, bias: bool, head: Head, tile: int, seed: int
+    n: int, size: int, vocabulary: int, bias: bool, head: Head, tile: int, frozen: bool, seed: int
 ) -> None:
     *inputs, targets = draw_inputs(n, size, vocabulary, bias=bias, seed=seed)
+    for tensor in inputs[1:] if frozen else []:
+        if tensor is not None:
+            tensor.requires_grad_(False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "TILE_LOGITS", tile)
         found = token_log_probs(*inputs, targets, head)
@@ -70,8 +74,9 @@ def test_it_equals_the_naive_head_value_and_gradient(
         expected = naive(*exact_inputs, targets, head)
         assert_same(found.double(), expected, tolerance=3e-6)
         weights = torch.linspace(1, 2, n)
-        slopes = torch.autograd.grad((found * weights).sum(), [x for x in inputs if x is not None])
-    exact = torch.autograd.grad((expected * weights).sum(), [x for x in exact_inputs if x is not None])
+        trained = [i for i, x in enumerate(inputs) if x is not None and x.requires_grad]
+        slopes = torch.autograd.grad((found * weights).sum(), [inputs[i] for i in trained])
+    exact = torch.autograd.grad((expected * weights).sum(), [exact_inputs[i] for i in trained])
     for slope, wanted in zip(slopes, exact, strict=True):
         assert_same(slope.double(), wanted, tolerance=3e-6)
 
@@ -106,6 +111,24 @@ def test_bf16_hidden_states_give_float32_log_probs_of_their_own_logits() -> None
     assert found.dtype == torch.float32
     expected = logits.double().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     assert_same(found.double(), expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("sureness", [0.1, 4.0])
+def test_a_frozen_head_pulls_at_bf16_states_as_exactly_as_a_trained_one(sureness: float) -> None:
+    # a sure token's slope is a small difference: rounded before it is taken, nothing of it would be left
+    _, weight, _, _ = draw_inputs(1, 16, 50, bias=False, seed=3)
+    targets = torch.arange(40)
+    weight = functional.normalize(weight.detach(), dim=-1).bfloat16()
+    hidden = (5 * sureness * weight[:40]).detach().requires_grad_()
+    exact = hidden.detach().double().requires_grad_()
+    naive(exact, weight.double(), None, targets).sum().backward()
+    errors = {}
+    for is_trained in (False, True):
+        hidden.grad = None
+        token_log_probs(hidden, weight.detach().requires_grad_(is_trained), None, targets).sum().backward()
+        errors[is_trained] = float((hidden.grad.double() - exact.grad).norm() / exact.grad.norm())
+    assert errors[False] < 1.2 * errors[True]
+    assert errors[True] < 0.05
 
 
 def test_a_gradient_summed_over_many_tiles_in_bf16_is_as_good_as_over_one(

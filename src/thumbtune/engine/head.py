@@ -1,7 +1,8 @@
 """Log-probs from hidden states, without a tensor of positions × vocabulary.
 
 The head runs on completion positions alone, a tile of positions × vocabulary at a time, small enough for a CPU's
-cache; the backward computes each tile's logits again. Log-sum-exp and gradients of the logits are float32, and so is
+cache; the backward computes each tile's logits again. A frozen head, as under LoRA, needs no second time: what its
+hidden states get is summed up beside the log-sum-exp. Log-sum-exp and gradients of the logits are float32, and so is
 every sum over tiles. What a family does behind its head (scale, soft cap) is done here too, and told by its config;
 `thumbtune.engine.packed` checks it against the model's own forward.
 """
@@ -67,25 +68,46 @@ class _TokenLogProbs(torch.autograd.Function):
         targets: Tensor,
         head: Head,
     ) -> Tensor:
-        chosen, total = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
-        highest = torch.full_like(total, -torch.inf)
+        needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
+        pulled = None
+        if needs_hidden and not needs_weight and not needs_bias:
+            pulled = torch.zeros_like(hidden, dtype=torch.float32)
+        # exp of the logits, less the highest: a likely token's log-prob would be lost in rounding
+        chosen, others = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
+        highest = torch.full_like(others, -torch.inf)
         with torch.autocast(hidden.device.type, enabled=False):
             for columns, rows in _list_tiles(len(targets), len(copy)):
-                logits, _ = _compute_logits(hidden[rows], copy[columns], bias, columns, head)
+                logits, slope = _compute_logits(hidden[rows], copy[columns], bias, columns, head)
                 place, is_here = _locate(targets[rows], columns)
                 chosen[rows] = torch.where(is_here, logits.gather(1, place).squeeze(1), chosen[rows])
-                # relative to the highest, or a likely token's log-prob would be lost in rounding
                 higher = torch.maximum(highest[rows], logits.amax(-1))
-                total[rows] *= (highest[rows] - higher).exp_()
-                total[rows] += logits.sub_(higher[:, None]).exp_().sum(-1)
+                fading = (highest[rows] - higher).exp_()
+                powers = logits.sub_(higher[:, None]).exp_()
+                powers.scatter_(1, place, powers.gather(1, place).masked_fill_(is_here[:, None], 0.0))
+                others[rows] = others[rows] * fading + powers.sum(-1)
                 highest[rows] = higher
-        log_total = total.log_()
-        ctx.save_for_backward(hidden, copy, bias, targets, highest + log_total)
-        ctx.head, ctx.weight_dtype = head, weight.dtype
-        return (chosen - highest) - log_total
+                if pulled is not None:
+                    if slope is not None:
+                        powers.mul_(slope)
+                    pulled[rows] = (pulled[rows] * fading[:, None]).add_(
+                        powers.to(hidden.dtype) @ copy[columns]
+                    )
+            total = others + (chosen - highest).exp()
+            if pulled is None:
+                ctx.save_for_backward(hidden, copy, bias, targets, highest + total.log())
+            else:
+                # d log p_t / d hidden = Σ_v (1[t] − p_v) slope_v W_v
+                pushed = copy[targets].float() * (others / total * _slope_at(chosen, head))[:, None]
+                ctx.save_for_backward(pushed.sub_(pulled.div_(total[:, None])).mul_(head.scale))
+        ctx.is_frozen, ctx.head, ctx.dtypes = pulled is not None, head, (hidden.dtype, weight.dtype)
+        return (chosen - highest) - total.log()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_dtype, weight_dtype = ctx.dtypes
+        if ctx.is_frozen:
+            (slope_of_hidden,) = ctx.saved_tensors
+            return (slope_of_hidden * grad[:, None]).to(hidden_dtype), None, None, None, None, None
         hidden, copy, bias, targets, log_sums = ctx.saved_tensors
         needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
@@ -114,8 +136,8 @@ class _TokenLogProbs(torch.autograd.Function):
                     else:
                         grad_weight[columns] += product
         return (
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if grad_weight is None else grad_weight.to(ctx.weight_dtype),
+            None if grad_hidden is None else grad_hidden.to(hidden_dtype),
+            None if grad_weight is None else grad_weight.to(weight_dtype),
             None,
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
             None,
@@ -150,6 +172,10 @@ def _compute_logits(
         logits = logits * head.scale
     if head.soft_cap is None:
         return logits, None
-    capped = (logits / head.soft_cap).tanh_()
-    slope = 1 - capped.square()
-    return capped.mul_(head.soft_cap), slope
+    capped = (logits / head.soft_cap).tanh_().mul_(head.soft_cap)
+    return capped, _slope_at(capped, head)
+
+
+def _slope_at(capped: Tensor, head: Head) -> Tensor:
+    """Slope of the soft cap where it gives these logits."""
+    return torch.ones_like(capped) if head.soft_cap is None else 1 - (capped / head.soft_cap).square()
