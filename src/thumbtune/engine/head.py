@@ -73,8 +73,8 @@ class _TokenLogProbs(torch.autograd.Function):
         if needs_hidden and not needs_weight and not needs_bias:
             pulled = torch.zeros_like(hidden, dtype=torch.float32)
         # exp of the logits, less the highest: a likely token's log-prob would be lost in rounding
-        chosen, others = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
-        highest = torch.full_like(others, -torch.inf)
+        chosen, total = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
+        highest = torch.full_like(total, -torch.inf)
         with torch.autocast(hidden.device.type, enabled=False):
             for columns, rows in _list_tiles(len(targets), len(copy)):
                 logits, slope = _compute_logits(hidden[rows], copy[columns], bias, columns, head)
@@ -83,19 +83,16 @@ class _TokenLogProbs(torch.autograd.Function):
                 higher = torch.maximum(highest[rows], logits.amax(-1))
                 fading = (highest[rows] - higher).exp_()
                 powers = logits.sub_(higher[:, None]).exp_()
-                powers.scatter_(1, place, powers.gather(1, place).masked_fill_(is_here[:, None], 0.0))
-                others[rows] = others[rows] * fading + powers.sum(-1)
                 highest[rows] = higher
-                if pulled is not None:
-                    if slope is not None:
-                        powers.mul_(slope)
-                    pulled[rows] = (pulled[rows] * fading[:, None]).add_(
-                        powers.to(hidden.dtype) @ copy[columns]
-                    )
-            total = others + (chosen - highest).exp()
+                if pulled is not None:  # the target is left out: 1 − p of a sure one would be lost in bf16
+                    powers.scatter_(1, place, powers.gather(1, place).masked_fill_(is_here[:, None], 0.0))
+                    felt = (powers if slope is None else powers * slope).to(hidden.dtype)
+                    pulled[rows] = (pulled[rows] * fading[:, None]).add_(felt @ copy[columns])
+                total[rows] = total[rows] * fading + powers.sum(-1)
             if pulled is None:
                 ctx.save_for_backward(hidden, copy, bias, targets, highest + total.log())
             else:
+                others, total = total, total + (chosen - highest).exp()
                 # d log p_t / d hidden = Σ_v (1[t] − p_v) slope_v W_v
                 pushed = copy[targets].float() * (others / total * _slope_at(chosen, head))[:, None]
                 ctx.save_for_backward(pushed.sub_(pulled.div_(total[:, None])).mul_(head.scale))
