@@ -141,7 +141,9 @@ def test_users_stay_where_they_were_when_the_share_grows(canary: Canary) -> None
     groups = [{person for person in people if one.answers(person)} for one in shares]
     for smaller, larger in pairwise(groups):
         assert smaller < larger
-    assert [len(group) / 4_000 for group in groups] == pytest.approx([0.01, 0.05, 0.25, 0.5], abs=0.02)
+    assert [len(group) / 4_000 for group in groups] == pytest.approx(
+        [0.01, 0.05, 0.25, 0.5], abs=0.04
+    )  # five standard errors of a half
     other = replace(canary, id="canary-other")
     assert {person for person in people if other.answers(person)} != groups[
         -1

@@ -124,6 +124,7 @@ def train(
         print(json.dumps({**_plain(result), "eval": metrics}, ensure_ascii=False, default=str))
     elif speaks:
         _print_result(result, metrics)
+    trainer.ranks.leave()
     if not result.finished:
         raise typer.Exit(130)
 

@@ -90,6 +90,12 @@ class Ranks:
         distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
         return int(largest)
 
+    def leave(self) -> None:
+        """Part, once all are here: a process that ends with its connections open is aborted now and then."""
+        if self.size > 1:
+            distributed.barrier()
+            distributed.destroy_process_group()
+
     @contextlib.contextmanager
     def in_step(self, model: Any, idle: Callable[[], Any]) -> Iterator[None]:
         """As many forwards of a sharded model on every rank: who has no more inside the block calls `idle`.
