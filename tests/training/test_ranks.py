@@ -437,6 +437,11 @@ def test_ctrl_c_that_reaches_one_process_stops_all_after_the_same_step(plays: Pl
     ]
 
 
+ABORTED = "terminate called without an active exception"
+"""What one of two processes said in 4 of some 90 runs of this test, always on a busy machine; its cause is not found
+(LOG.md, 2026-11-26). It is tried once more then, so that the test tells of thumbtune and not of this."""
+
+
 def test_torchrun_and_accelerate_launch_train_what_the_bare_command_trains(module_lab: Any) -> None:
     """The command line's own run, its batch of 8 rows as 8 × 1 and as 2 × 4 over two processes."""
     rows = module_lab.folder / "thumbs.jsonl"
@@ -471,10 +476,13 @@ def test_torchrun_and_accelerate_launch_train_what_the_bare_command_trains(modul
             *("--out", str(module_lab.folder / name), "--json", "--max-steps", "3", "--use-cpu", "true"),
             *("--per-device-train-batch-size", size, "--learning-rate", "0.01"),
         ]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        for _ in range(2):
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+            if ABORTED not in done.stderr:
+                break
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
         told[name] = json.loads(done.stdout)  # once, by the main process
     for name in ("torchrun", "accelerate"):
         assert told[name]["finished"]
