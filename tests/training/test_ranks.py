@@ -438,8 +438,8 @@ def test_ctrl_c_that_reaches_one_process_stops_all_after_the_same_step(plays: Pl
 
 
 ABORTED = "terminate called without an active exception"
-"""What one of two processes said in 4 of some 90 runs of this test, always on a busy machine; its cause is not found
-(LOG.md, 2026-11-26). It is tried once more then, so that the test tells of thumbtune and not of this."""
+"""What one of two processes said in 4 of some 40 runs of this test; its cause is not found (LOG.md, 2026-11-26). Where
+it is said the launcher is tried once more."""
 
 
 def test_torchrun_and_accelerate_launch_train_what_the_bare_command_trains(module_lab: Any) -> None:

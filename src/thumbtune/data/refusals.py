@@ -30,6 +30,7 @@ MIXED_KINDS = "mixed_kinds"
 MIXED_SHAPES = "mixed_shapes"
 """Unpaired and paired columns in one row, or both sorts of rows in one file."""
 HOLDS_IMAGES = "holds_images"
+"""A picture beside the text, which alone would be another question."""
 
 
 class RowRefused(DataError):  # noqa: N818 - it says what happened to the row

@@ -91,7 +91,7 @@ class Ranks:
         return int(largest)
 
     def leave(self) -> None:
-        """Part, once all are here: a process that ends with its connections open is aborted now and then."""
+        """Part, once all are here: torch asks that a process closes its group before it ends."""
         if self.size > 1:
             distributed.barrier()
             distributed.destroy_process_group()
