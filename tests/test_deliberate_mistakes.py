@@ -50,6 +50,7 @@ PACKING = "engine/test_packing.py"
 PACKED = "engine/test_packed.py"
 HEAD = "engine/test_head.py"
 FAST = "engine/test_fast_modules.py"
+ROTARY = "engine/test_rotary.py"
 MICROBATCHES = "engine/test_microbatches.py"
 PATHS = "engine/test_paths.py"
 GENERATE = "evaluation/test_generate.py"
@@ -909,6 +910,13 @@ MISTAKES = [
         (NAIVE_HEAD,),
     ),
     Mistake(
+        "kept logits are taken for those of the tile after",
+        "engine/head.py",
+        "zip_longest(_list_tiles(len(targets), len(copy)), kept)",
+        "zip_longest(_list_tiles(len(targets), len(copy)), kept[1:] + kept[:1])",
+        (f"{HEAD}::test_logits_that_were_kept_give_the_gradient_that_new_ones_give[head0]",),
+    ),
+    Mistake(
         "the gradient of the head's weight is that of its last tile",
         "engine/head.py",
         "grad_weight[columns] += product",
@@ -939,7 +947,7 @@ MISTAKES = [
     ),
     Mistake(
         "a low-precision copy is never made anew",
-        "engine/fast_modules.py",
+        "engine/low_precision.py",
         "elif kept.state != state:",
         "elif False:",
         (
@@ -949,28 +957,37 @@ MISTAKES = [
     ),
     Mistake(
         "kept copies outlive the optimizer's step",
-        "engine/fast_modules.py",
+        "engine/low_precision.py",
         "    register_optimizer_step_post_hook(outdate_trained)",
         "    pass",
         (f"{FAST}::test_a_step_of_the_optimizer_makes_new_low_precision_copies[fused]",),
     ),
     Mistake(
         "LoRA's scaling is missing from the gradient of A",
-        "engine/fast_modules.py",
-        "grad_low = (grad @ b).mul_(ctx.scaling)",
-        "grad_low = grad @ b",
+        "engine/lora.py",
+        "return (grad @ b).mul_(scaling)",
+        "return grad @ b",
         (f"{LORA_LAYER}[plain-False-False]",),
     ),
     Mistake(
         "LoRA's scaling is missing from the gradient of B",
-        "engine/fast_modules.py",
-        "(grad.t() @ low).mul_(ctx.scaling)",
+        "engine/lora.py",
+        "(grad.t() @ low).mul_(scaling)",
         "(grad.t() @ low)",
         (f"{LORA_LAYER}[plain-False-False]",),
     ),
     Mistake(
+        "the adapter behind a gated MLP learns nothing for gate and up",
+        "engine/lora.py",
+        "(grad @ weight).addmm_(grad_low, a).view_as(up)",
+        "(grad @ weight).view_as(up)",
+        (
+            "engine/test_fast_lora.py::test_packed_lora_has_the_values_and_gradients_of_peft_s_own_forward[plain-llama]",
+        ),
+    ),
+    Mistake(
         "DoRA is computed as plain LoRA",
-        "engine/fast_modules.py",
+        "engine/lora.py",
         "and not layer.lora_variant.get(name)",
         "and True",
         (f"{LORA_LAYER}[dora-False-False]",),
@@ -981,6 +998,20 @@ MISTAKES = [
         "return bool((own - fast).abs().max() <= _TRIAL_TOLERANCE * own.abs().max())",
         "return True",
         (f"{FAST}::test_one_kind_with_two_activations_is_tried_twice",),
+    ),
+    Mistake(
+        "queries and keys get the gradient of the turn forward",
+        "engine/rotary.py",
+        "_turn(grad, cos, sin[..., half:], -sin[..., :half], ctx.dtype)",
+        "_turn(grad, cos, -sin[..., :half], sin[..., half:], ctx.dtype)",
+        (f"{ROTARY}::test_it_equals_the_written_out_form_value_and_gradient[1-5]",),
+    ),
+    Mistake(
+        "who turns pairs that lie side by side is taken for one who turns halves",
+        "engine/rotary.py",
+        "if own is None or not _agrees(own):",
+        "if own is None:",
+        (f"{ROTARY}::test_each_family_s_attention_is_taken_or_left_as_its_way_of_turning_is[cohere2]",),
     ),
     # ---- who is packed
     Mistake(

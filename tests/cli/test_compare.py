@@ -84,9 +84,36 @@ def test_settings_of_one_method_stand_in_a_table_of_its_name(
 
 
 def test_questions_are_new_ones_and_stand_behind_their_system_message() -> None:
-    from thumbtune.cli.compare import _draw_questions
+    from thumbtune.cli.held_out import _draw_questions
 
     first = _draw_questions(5, 1, set(), None)
     others = _draw_questions(5, 1, set(first), "Be brief.")
     assert [prompt[0] for prompt in others] == [{"role": "system", "content": "Be brief."}] * 5
     assert not {prompt[1]["content"] for prompt in others} & set(first)
+
+
+def test_trials_are_judged_on_the_validation_prompts_that_neither_thumbs_nor_held_out_prompts_hold(
+    thumbs: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Any] = []
+    monkeypatch.setattr(
+        "thumbtune.cli.compare._run_and_report", lambda request, *_, **__: requests.append(request)
+    )
+    held_out, validation = thumbs.parent / "held-out.txt", thumbs.parent / "validation.txt"
+    held_out.write_text("unseen 1?\nunseen 2?\n")
+    validation.write_text(
+        "question 1?\nunseen 2?\nother 1?\nother 2?\n"
+    )  # a thumb's, a held-out one, two more
+    options = ["--prompts", str(held_out), "--validation-prompts", str(validation), "--taste", "brevity:24"]
+    arguments = ["compare", str(thumbs), "--model", str(tiny_model_path), "--out", str(thumbs.parent / "run")]
+    for trials in ("2", "1"):
+        result = CliRunner().invoke(app, [*arguments, *options, "--trials", trials], catch_exceptions=False)
+        assert result.exit_code == 0
+        said = "2 validation rows have prompts of the thumbs or held out: left out"
+        assert (said in result.output) == (trials == "2")
+    with_search, without = requests
+    assert (with_search.held_out, with_search.validation) == (
+        ["unseen 1?", "unseen 2?"],
+        ["other 1?", "other 2?"],
+    )
+    assert without.validation == []

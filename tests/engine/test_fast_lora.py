@@ -17,9 +17,11 @@ from engine.families import (
     slow_log_probs,
 )
 from engine.test_fast_modules import BRANCHES, MANY, bf16, measure_errors, pack, twins
-from thumbtune.engine import fast_modules
-from thumbtune.engine.fast_modules import FastLoraLinear, drop_low_precision_copies, speed_up_modules
+from thumbtune.engine import lora
+from thumbtune.engine.fast_modules import speed_up_modules
 from thumbtune.engine.logprobs import Branch
+from thumbtune.engine.lora import FastLoraLinear
+from thumbtune.engine.low_precision import drop_low_precision_copies
 
 ADAPTERS = {
     "plain": {},
@@ -101,8 +103,8 @@ def test_plain_lora_is_computed_here_and_the_rest_by_peft(
     model = adapt("llama", **ADAPTERS[adapter])
     path = pack(model)
     taken: list[bool] = []
-    own = fast_modules._is_plain_lora
-    monkeypatch.setattr(fast_modules, "_is_plain_lora", lambda *given: taken.append(own(*given)) or taken[-1])
+    own = lora._is_plain_lora
+    monkeypatch.setattr(lora, "_is_plain_lora", lambda *given: taken.append(own(*given)) or taken[-1])
     path.log_probs(model, BRANCHES)
     assert taken == [is_taken] * 14
     path.log_probs(model.train(), BRANCHES)
@@ -209,3 +211,20 @@ def test_lora_under_autocast_is_as_near_to_float32_as_peft_s_own(adapter: str) -
     own_value, own_slope = measure_errors(own, plain, exact, slow)
     assert 0 < value <= 1.5 * own_value
     assert 0 < slope <= 1.5 * own_slope
+
+
+def test_the_input_of_an_adapter_behind_a_gated_mlp_is_made_again_instead_of_kept() -> None:
+    model = adapt("llama")
+    speed_up_modules(model)
+    mlp = model.get_base_model().model.layers[0].mlp
+    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept: set[int] = set()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() == 5 * 24 and tensor.shape[-1] == 24:
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mlp(x).sum().backward()
+    assert len(kept) == 2  # gate and up

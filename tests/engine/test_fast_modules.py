@@ -19,17 +19,10 @@ from engine.families import (
     gradients,
     slow_log_probs,
 )
-from thumbtune.engine import fast_modules
-from thumbtune.engine.fast_modules import (
-    FastGatedMLP,
-    FastLinear,
-    FastRMSNorm,
-    drop_low_precision_copies,
-    low_precision_copy,
-    sped_up,
-    speed_up_modules,
-)
+from thumbtune.engine import low_precision
+from thumbtune.engine.fast_modules import FastGatedMLP, FastRMSNorm, sped_up, speed_up_modules
 from thumbtune.engine.logprobs import Branch
+from thumbtune.engine.low_precision import FastLinear, drop_low_precision_copies, low_precision_copy
 from thumbtune.engine.paths import choose_path
 
 BRANCHES = [
@@ -65,7 +58,7 @@ def test_llama_s_modules_are_all_taken() -> None:
     model = build("llama")
     counts = speed_up_modules(model)
     # 7 linear layers in each of 2 layers and the head; 2 norms a layer and the last
-    assert counts == {"FastLinear": 15, "FastRMSNorm": 5, "FastGatedMLP": 2}
+    assert counts == {"FastLinear": 15, "FastRMSNorm": 5, "FastGatedMLP": 2, "FastRotaryAttention": 2}
     assert isinstance(model.model.norm, FastRMSNorm)
     assert type(model.model.norm).__name__ == "LlamaRMSNorm"
 
@@ -73,7 +66,7 @@ def test_llama_s_modules_are_all_taken() -> None:
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_model_that_was_sped_up_for_a_while_is_as_it_was(fails: bool) -> None:
     model = build("llama")
-    model.lm_head.__class__ = fast_modules.FastLinear  # what was fast before stays so
+    model.lm_head.__class__ = FastLinear  # what was fast before stays so
     kinds = [type(module) for module in model.modules()]
     with contextlib.suppress(KeyError), sped_up(model):
         assert len(twins(model, FastLinear)) == 15
@@ -90,7 +83,7 @@ def test_a_model_that_was_sped_up_for_a_while_is_as_it_was(fails: bool) -> None:
 def test_a_norm_of_one_plus_weight_and_a_gelu_are_left_alone(family: str) -> None:
     model = build(family)
     counts = speed_up_modules(model)
-    assert counts.keys() == {"FastLinear"}
+    assert counts.keys() == {"FastLinear", "FastRotaryAttention"}
 
 
 def test_a_trial_tells_one_plus_weight_and_gelu_apart_even_where_the_attributes_are_the_same() -> None:
@@ -240,11 +233,11 @@ def no_watch() -> Iterator[None]:
     hooks = importlib.import_module("torch.optim.optimizer")._global_optimizer_post_hooks
     before = dict(hooks)
     hooks.clear()
-    fast_modules._watch_optimizers.cache_clear()
+    low_precision._watch_optimizers.cache_clear()
     yield
     hooks.clear()
     hooks.update(before)
-    fast_modules._watch_optimizers.cache_clear()
+    low_precision._watch_optimizers.cache_clear()
 
 
 OPTIMIZERS = {
@@ -308,8 +301,8 @@ def test_new_weights_behind_the_parameter_s_back_are_seen() -> None:
 def test_a_copy_on_another_device_than_its_parameter_is_not_written_to() -> None:
     weight = nn.Parameter(torch.randn(4, 4))
     left_behind = torch.empty(4, 4, dtype=torch.bfloat16, device="meta")
-    weight._low_precision = fast_modules._Kept(None, left_behind)  # type: ignore[attr-defined]
-    assert torch.equal(fast_modules.kept_copy(weight, torch.bfloat16), weight.bfloat16())
+    weight._low_precision = low_precision._Kept(None, left_behind)  # type: ignore[attr-defined]
+    assert torch.equal(low_precision.kept_copy(weight, torch.bfloat16), weight.bfloat16())
 
 
 def test_copies_are_dropped_when_told() -> None:

@@ -131,6 +131,41 @@ def test_a_frozen_head_pulls_at_bf16_states_as_exactly_as_a_trained_one(sureness
     assert errors[True] < 0.05
 
 
+@pytest.mark.parametrize("head", [Head(), Head(0.25, 3.0)])
+def test_logits_that_were_kept_give_the_gradient_that_new_ones_give(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = draw_inputs(40, 16, 50, bias=True, seed=4)
+    *inputs, targets = (x if x.dtype == torch.int64 else x.detach().bfloat16() for x in drawn)
+    monkeypatch.setattr(head_module, "TILE_LOGITS", 100)  # twenty tiles of ten positions and ten tokens
+    products: list[tuple[int, ...]] = []
+    own = head_module._multiply
+    monkeypatch.setattr(head_module, "_multiply", lambda *given: products.append(()) or own(*given))
+    slopes, counts = [], []
+    for room in (0, 730, 2**26):  # none, seven, all
+        monkeypatch.setattr(head_module, "KEPT_LOGITS", room)
+        trained = [x.clone().requires_grad_() for x in inputs]
+        products.clear()
+        found = token_log_probs(*trained, targets, head)
+        with torch.no_grad():
+            token_log_probs(*trained, targets, head)
+        for _ in range(2):  # kept ones are not used up
+            gradient = torch.autograd.grad(
+                (found * torch.linspace(1, 2, 40)).sum(), trained, retain_graph=True
+            )
+        slopes.append(gradient)
+        counts.append(len(products))
+    assert counts == [80, 80 - 14, 40]
+    for gradient in slopes[1:]:
+        assert all(torch.equal(mine, other) for mine, other in zip(gradient, slopes[0], strict=True))
+
+
+def test_float32_logits_are_not_kept() -> None:
+    *inputs, targets = draw_inputs(40, 16, 50, bias=True, seed=4)
+    found = token_log_probs(*inputs, targets)
+    assert len(found.grad_fn.saved_tensors) == 5  # type: ignore[union-attr]
+
+
 def test_a_gradient_summed_over_many_tiles_in_bf16_is_as_good_as_over_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

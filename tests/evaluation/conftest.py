@@ -152,7 +152,7 @@ def add_everything(comparison: dict[str, Any]) -> dict[str, Any]:
             "gain": make_interval(arm["up_rate"]["mean"] - 0.12, 0.1) | {"p_value": 0.0004},
             "outcomes": {"wins": 30, "ties": 28, "losses": 6, "not_judged": 1},
             "negative_flips": {"mean": 0.125, "low": 0.02, "high": 0.47, "n": 8},
-            "at_base_length": {"mean": 0.31, "covered": 0.75, "n": 40},
+            "at_base_length": make_interval(0.31, 0.1) | {"covered": 0.75, "n": 40},
             "by_seed": [0.4, 0.5, 0.45],
         }
     comparison["arms"]["dpo"]["kto_lead"] = make_interval(0.22, 0.09) | {"p_value": 0.01}

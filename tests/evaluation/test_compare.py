@@ -483,12 +483,33 @@ def test_the_up_rate_at_the_base_s_length_worked_by_hand() -> None:
     # the base's lengths 10, 20, 30, 40, one in each quarter. Ours: short ones liked (1), long ones not:
     # quarters 1 and 2 hold 1, 1, 1 and 0; quarter 4 holds 0; quarter 3 nothing.
     base = make_scores([[0.0]] * 4, [10, 20, 30, 40])
-    ours = make_scores([[1.0], [1.0], [1.0], [0.0], [0.0]], [10, 10, 20, 20, 40])
+    ours = make_scores([[1.0, 1.0], [1.0], [0.0, None], [0.0]], [10, 20, 20, 40])
     found = measures.estimate_at_base_length([ours], base)
     # quarter 1: 1; quarter 2: 1/2; quarter 4: 0; each 1/4 of the base: (1 + 1/2 + 0) / 3 = 1/2, of 3/4
-    assert found == {"mean": pytest.approx(0.5), "covered": pytest.approx(0.75), "n": 5}
-    only_short = make_scores([[1.0]], [5])
+    assert found is not None
+    assert (found["mean"], found["covered"], found["n"]) == (pytest.approx(0.5), pytest.approx(0.75), 5)
+    assert 0 <= found["low"] < 0.5 < found["high"] <= 1
+    only_short = make_scores([[1.0]] * 4, [5] * 4)
     assert measures.estimate_at_base_length([only_short], base) is None
+
+
+def test_the_interval_at_the_base_s_length_narrows_as_prompts_are_more_and_holds_the_truth() -> None:
+    # short completions are liked by 3 in 4, long ones by 1 in 4; base and ours are short half of the time
+    def measure(n: int) -> tuple[float, float]:
+        base = make_scores([[0.0]] * n, [10, 40] * (n // 2))
+        short = [[1.0], [1.0], [1.0], [0.0]]
+        ours = [
+            make_scores(short * (n // 4), [10] * n),
+            make_scores([[row[0] == 0.0] for row in short] * (n // 4), [40] * n),
+        ]
+        found = measures.estimate_at_base_length(ours, base)
+        assert found is not None
+        assert found["mean"] == pytest.approx(0.5)
+        assert found["low"] < 0.5 < found["high"]
+        return found["low"], found["high"]
+
+    (low, high), (lower, higher) = measure(400), measure(16)
+    assert higher - lower > 2 * (high - low)
 
 
 def test_the_budget_buys_its_pairs_and_counts_ties_and_an_empty_pool() -> None:

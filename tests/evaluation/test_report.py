@@ -316,7 +316,7 @@ def test_what_stands_beside_the_table_is_told_with_its_numbers(write_run, full_c
         "Prompt by prompt</h2>",
         "+32 points (+22 to +42 points), p &lt; 0.001",
         "30, 28, 6",
-        "31% (of 75%)",
+        "31% (21% to 41%), n = 40, of 75%",
         "40%, 50%, 45%",
         "What was tried</h2>",
         "0.0009",

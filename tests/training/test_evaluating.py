@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from thumbtune.engine.fast_modules import FastLinear
+from thumbtune.engine.low_precision import FastLinear
 from thumbtune.errors import ConfigError, DataError
 from thumbtune.training import policy
 from thumbtune.training.rows import ScoredRows

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from thumbtune.cli.held_out import as_thumbs, hold_out
 from thumbtune.cli.progress import Stage, stage, warn_on_stderr
 
 COMPARE_EXAMPLES = """
@@ -122,7 +123,6 @@ def compare(
 ) -> None:
     """Train each method on the same thumbs and budget, and judge it on held-out prompts."""
     from thumbtune.data.formats import read_rows
-    from thumbtune.data.synth.prompts import read_prompts
     from thumbtune.data.synth.users import SimulatedUsers, parse_taste
     from thumbtune.errors import ConfigError
     from thumbtune.evaluation.conditions import parse_sweep
@@ -143,36 +143,17 @@ def compare(
     swept = _read_names(sweep_methods)
     sweeps = [parse_sweep(text) for text in sweep]
     settings = _read_method_settings(config, {*names, *(swept if sweeps else ())}, out)
-    rows = read_rows(file, skip_refused=skip_refused)
-    rows = _as_thumbs(rows)
-    trained = {_last_text(example.prompt) for example in rows.examples}
-    kind, _, path = judge.partition(":")
-    if (prompts and system is not None) or (kind == "votes" and (prompts or system is not None)):
-        raise ConfigError(
-            "--prompts brings its own system messages, --judge votes its own prompts: leave out the other"
-        )
-    voted: list[Any] = []
-    clean: list[Any] = []
-    if kind == "votes":
-        voted = _leave_out_trained(
-            _as_thumbs(read_rows(Path(path), skip_refused=skip_refused)).examples,
-            lambda row: row.prompt,
-            trained,
-        )
-        if not voted:
-            raise ConfigError(
-                f"--judge {judge}: every vote is on a prompt of the thumbs, so none is held out"
-            )
-    elif prompts:
-        clean = _leave_out_trained(read_prompts(prompts), lambda prompt: prompt, trained)
-    else:
-        clean = _draw_questions(n_held_out, 1, trained, system)
-    seen = trained | {_last_text(prompt) for prompt in clean}
-    validation: list[Any] = []
-    if trials > 1 and validation_prompts:
-        validation = _leave_out_trained(read_prompts(validation_prompts), lambda prompt: prompt, seen)
-    elif trials > 1:
-        validation = _draw_questions(n_validation, 2, seen, system)
+    rows = as_thumbs(read_rows(file, skip_refused=skip_refused))
+    held_out = hold_out(
+        rows.examples,
+        judge=judge,
+        prompts=prompts,
+        n_prompts=n_held_out,
+        system=system,
+        validation_prompts=validation_prompts,
+        n_validation=n_validation if trials > 1 else 0,
+        skip_refused=skip_refused,
+    )
 
     from thumbtune.engine.loading import load_model_and_tokenizer
     from thumbtune.engine.reference import fingerprint_weights
@@ -198,10 +179,10 @@ def compare(
     request = Request(
         model_name=model,
         rows=rows,
-        held_out=clean,
+        held_out=held_out.prompts,
         users=users,
         judge=chosen_judge,
-        voted=voted,
+        voted=held_out.voted,
         out=out,
         pool=pool,
         methods=names,
@@ -211,7 +192,7 @@ def compare(
         sampling=sampling,
         pair_cost=pair_cost,
         title=f"{file.name}: {', '.join(METHODS[name].name for name in names)}",
-        validation=validation,
+        validation=held_out.validation,
         trials=trials,
         sweeps=sweeps,
         sweep_methods=swept,
@@ -420,37 +401,3 @@ def _read_method_settings(config: Path | None, names: set[str], out: Path) -> di
         settings[name] = start | default_settings(name) | given | own.get(name, {})
         build_config(name, settings[name] | {"output_dir": str(out)})  # refuse wrong settings before loading
     return settings
-
-
-def _draw_questions(n: int, seed: int, known: set[str], system: str | None) -> list[Any]:
-    """So many everyday questions that are not known yet."""
-    from thumbtune.data.synth.prompts import ask, count_questions, question_prompts
-    from thumbtune.errors import ConfigError
-
-    drawn = [question for question in question_prompts(count_questions(), seed) if question not in known]
-    if n > len(drawn):
-        raise ConfigError(
-            f"asked for {n} everyday questions, {len(drawn)} are not in the thumbs: use a file of prompts"
-        )
-    return [ask(question, system) for question in drawn[:n]]
-
-
-def _leave_out_trained(rows: list[Any], prompt_of: Any, trained: set[str]) -> list[Any]:
-    """Those whose prompt is not trained on; says how many are."""
-    clean = [row for row in rows if _last_text(prompt_of(row)) not in trained]
-    if len(clean) < len(rows):
-        print(f"{len(rows) - len(clean)} held-out rows have prompts of the thumbs: left out", file=sys.stderr)
-    return clean
-
-
-def _as_thumbs(rows: Any) -> Any:
-    """Pairs become thumbs: the budget is counted in labels."""
-    from dataclasses import replace
-
-    from thumbtune.data.pairs import unpair
-
-    return rows if rows.examples else replace(rows, examples=unpair(rows.pairs), pairs=[])
-
-
-def _last_text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from thumbtune.engine.low_precision import autocast_dtype
 from thumbtune.engine.packing import PackedBatch, Piece
 from thumbtune.engine.varlen import attend_varlen, has_varlen_kernel
 
@@ -111,8 +112,8 @@ def attend_packed(
     rule: Rule,
 ) -> Tensor:  # (1, T, H, E), contiguous
     """Attention of a packed row, in autocast's precision where that is on."""
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
+    dtype = autocast_dtype(query)
+    if dtype is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if packed.keeps is not None and not packed.keeps.closed:
         packed.keeps.keys_values[layer] = key.detach(), value.detach()

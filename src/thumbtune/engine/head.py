@@ -1,16 +1,18 @@
-"""Log-probs from hidden states, without a tensor of positions × vocabulary.
+"""Log-probs from hidden states, without a float32 tensor of positions × vocabulary.
 
 The head runs on completion positions alone, a tile of positions × vocabulary at a time, small enough for a CPU's
-cache; the backward computes each tile's logits again. A frozen head, as under LoRA, needs no second time: what its
-hidden states get is summed up beside the log-sum-exp. Log-sum-exp and gradients of the logits are float32, and so is
-every sum over tiles. What a family does behind its head (scale, soft cap) is done here too, and told by its config;
-`thumbtune.engine.packed` checks it against the model's own forward.
+cache; the backward takes the tiles that were kept in low precision, up to a bound, and computes the others again. A
+frozen head, as under LoRA, needs neither: what its hidden states get is summed up beside the log-sum-exp.
+Log-sum-exp and gradients of the logits are float32, and so is every sum over tiles. What a family does behind its head
+(scale, soft cap) is done here too, and told by its config; `thumbtune.engine.packed` checks it against the model's own
+forward.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 TILE_LOGITS = 2**22
-"""Logits that exist at once: 16 MiB in float32."""
+"""Logits that exist at once in float32: 16 MiB."""
+KEPT_LOGITS = 2**26
+"""Low-precision logits that a backward finds again: 128 MiB at most, for a quarter of a trained head's products."""
 
 
 class Head(NamedTuple):
@@ -72,12 +76,21 @@ class _TokenLogProbs(torch.autograd.Function):
         pulled = None
         if needs_hidden and not needs_weight and not needs_bias:
             pulled = torch.zeros_like(hidden, dtype=torch.float32)
+        is_kept = (
+            needs_hidden and pulled is None and hidden.dtype != torch.float32
+        )  # float32 would take twice as much
+        kept: list[Tensor] = []
+        room = KEPT_LOGITS if is_kept else 0
         # exp of the logits, less the highest: a likely token's log-prob would be lost in rounding
         chosen, total = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
         highest = torch.full_like(total, -torch.inf)
         with torch.autocast(hidden.device.type, enabled=False):
             for columns, rows in _list_tiles(len(targets), len(copy)):
-                logits, slope = _compute_logits(hidden[rows], copy[columns], bias, columns, head)
+                product = _multiply(hidden[rows], copy[columns], bias, columns)
+                if product.numel() <= room:
+                    kept.append(product)
+                room -= product.numel()
+                logits, slope = _finish_logits(product, head)
                 place, is_here = _locate(targets[rows], columns)
                 chosen[rows] = torch.where(is_here, logits.gather(1, place).squeeze(1), chosen[rows])
                 higher = torch.maximum(highest[rows], logits.amax(-1))
@@ -90,7 +103,7 @@ class _TokenLogProbs(torch.autograd.Function):
                     pulled[rows] = (pulled[rows] * fading[:, None]).add_(felt @ copy[columns])
                 total[rows] = total[rows] * fading + powers.sum(-1)
             if pulled is None:
-                ctx.save_for_backward(hidden, copy, bias, targets, highest + total.log())
+                ctx.save_for_backward(hidden, copy, bias, targets, highest + total.log(), *kept)
             else:
                 others, total = total, total + (chosen - highest).exp()
                 # d log p_t / d hidden = Σ_v (1[t] − p_v) slope_v W_v
@@ -105,14 +118,16 @@ class _TokenLogProbs(torch.autograd.Function):
         if ctx.is_frozen:
             (slope_of_hidden,) = ctx.saved_tensors
             return (slope_of_hidden * grad[:, None]).to(hidden_dtype), None, None, None, None, None
-        hidden, copy, bias, targets, log_sums = ctx.saved_tensors
+        hidden, copy, bias, targets, log_sums, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if needs_hidden else None
         grad_weight = torch.empty_like(copy, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for columns, rows in _list_tiles(len(targets), len(copy)):
-                logits, slope = _compute_logits(hidden[rows], copy[columns], bias, columns, ctx.head)
+            for (columns, rows), product in zip_longest(_list_tiles(len(targets), len(copy)), kept):
+                if product is None:
+                    product = _multiply(hidden[rows], copy[columns], bias, columns)
+                logits, slope = _finish_logits(product, ctx.head)
                 place, is_here = _locate(targets[rows], columns)
                 # d log p_t / d logit = 1[t] − p
                 grad_logits = logits.sub_(log_sums[rows, None]).exp_().mul_(-grad[rows, None])
@@ -158,13 +173,16 @@ def _locate(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:  # (rows,
     return place.clamp(0, n_columns - 1)[:, None], (place >= 0) & (place < n_columns)
 
 
-def _compute_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, head: Head
+def _multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
+    """A tile's products, (rows, columns) in the precision of the hidden states."""
+    return functional.linear(hidden, weight, None if bias is None else bias[columns].to(hidden.dtype))
+
+
+def _finish_logits(
+    product: Tensor, head: Head
 ) -> tuple[Tensor, Tensor | None]:  # (rows, columns) float32 each
     """A tile's logits, and the slope of the soft cap where there is one."""
-    logits = functional.linear(
-        hidden, weight, None if bias is None else bias[columns].to(hidden.dtype)
-    ).float()
+    logits = product.float()
     if head.scale != 1.0:
         logits = logits * head.scale
     if head.soft_cap is None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from thumbtune.engine.attention import NotPackable, install_packed_attention
-from thumbtune.engine.fast_modules import FastLinear, autocast_dtype, kept_copy
 from thumbtune.engine.head import Head, describe_head, token_log_probs
 from thumbtune.engine.logprobs import evaluating
+from thumbtune.engine.low_precision import FastLinear, autocast_dtype, kept_copy
 from thumbtune.engine.packing import PackedBatch, pack_branches, pack_riders
 from thumbtune.engine.ranks import call_as_forward, is_sharded
 from thumbtune.engine.trial import find_difference, make_trial, plain_log_probs

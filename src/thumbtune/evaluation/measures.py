@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from thumbtune.data.synth.users import SimulatedUsers
 from thumbtune.evaluation.generate import Sampled
 from thumbtune.evaluation.judge import as_user_sample
-from thumbtune.evaluation.statistics import estimate_mean, estimate_ratio, estimate_share
+from thumbtune.evaluation.statistics import (
+    estimate_mean,
+    estimate_over_prompts,
+    estimate_ratio,
+    estimate_share,
+)
 from thumbtune.records import Text
 
 
@@ -108,25 +115,36 @@ def estimate_at_base_length(
 ) -> dict[str, float] | None:
     """Up-rate if the arm's completions were as long as the base's: by quarters of the base's lengths, each counted as
     often as it is there. `covered` is the share of the base's completions in quarters that the arm has any in; the rest
-    cannot be told. None where that is under a half.
+    cannot be told. None where that is under a half. n: the arm's judged completions.
     """
-    import numpy as np
-
-    lengths = np.array([len(s.token_ids) for row in base.samples for s in row], float)
+    lengths = [len(s.token_ids) for row in base.samples for s in row]
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1]))
-    shares = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges) + 1) / len(lengths)
-    outcomes: list[list[float]] = [[] for _ in shares]
+    of_base = np.zeros((len(base.samples), len(edges) + 1))  # (prompts, quarters)
+    of_arm, liked = np.zeros_like(of_base), np.zeros_like(of_base)
+    for prompt, row in enumerate(base.samples):
+        for sample in row:
+            of_base[prompt, np.searchsorted(edges, len(sample.token_ids))] += 1
     for score in scores:
-        for samples, liked in zip(score.samples, score.liked, strict=True):
-            for sample, outcome in zip(samples, liked, strict=True):
+        for prompt, (row, outcomes) in enumerate(zip(score.samples, score.liked, strict=True)):
+            for sample, outcome in zip(row, outcomes, strict=True):
                 if outcome is not None:
-                    outcomes[int(np.searchsorted(edges, len(sample.token_ids)))].append(outcome)
-    known = [(share, values) for share, values in zip(shares, outcomes, strict=True) if values]
-    covered = sum(share for share, _ in known)
+                    quarter = np.searchsorted(edges, len(sample.token_ids))
+                    of_arm[prompt, quarter] += 1
+                    liked[prompt, quarter] += outcome
+
+    def measure(prompts: np.ndarray) -> float:
+        counts = of_arm[prompts].sum(0)
+        known = counts > 0
+        shares = of_base[prompts].sum(0)[known]
+        if not shares.any():  # nothing of these prompts can be told
+            return float("nan")
+        return float((shares * liked[prompts].sum(0)[known] / counts[known]).sum() / shares.sum())
+
+    covered = float(of_base.sum(0)[of_arm.sum(0) > 0].sum() / of_base.sum())
     if covered < 0.5:
         return None
-    rate = sum(share * mean(values) for share, values in known) / covered
-    return {"mean": float(rate), "covered": float(covered), "n": sum(len(values) for _, values in known)}
+    rate = estimate_over_prompts(measure, range(len(of_base)))
+    return rate.as_dict() | {"covered": covered, "n": int(of_arm.sum())}
 
 
 def join_seeds(by_seed: list[list[list[Any]]]) -> list[list[Any]]:
@@ -138,8 +156,6 @@ def count_rewards(rewards: list[float], labels: list[bool], bins: int = 20) -> d
     """Histogram of implicit rewards by class, on common edges. None without votes."""
     if not rewards:
         return None
-    import numpy as np
-
     edges = np.histogram_bin_edges(rewards, bins=bins)
     up = [reward for reward, label in zip(rewards, labels, strict=True) if label]
     down = [reward for reward, label in zip(rewards, labels, strict=True) if not label]

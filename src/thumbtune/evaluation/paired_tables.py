@@ -36,7 +36,7 @@ def _against_base(comparison: Comparison) -> Table:
         if arm is comparison.base or not isinstance(outcomes, Mapping):
             continue
         flips = read_interval(content.get("negative_flips"))
-        at_length = content.get("at_base_length")
+        at_length = content.get("at_base_length") or {}
         rows.append(
             (
                 arm.name,
@@ -44,8 +44,8 @@ def _against_base(comparison: Comparison) -> Table:
                 f"{outcomes['wins']}, {outcomes['ties']}, {outcomes['losses']}",
                 str(outcomes["not_judged"]),
                 say_up_rate(flips),
-                f"{say_share(at_length['mean'])} (of {say_share(at_length['covered'])})"
-                if isinstance(at_length, Mapping)
+                f"{say_up_rate(read_interval(at_length))}, of {say_share(at_length['covered'])}"
+                if at_length
                 else "cannot be told",
                 ", ".join(say_share(rate) for rate in content.get("by_seed") or ()),
                 _say_lead(content.get("kto_lead")),

@@ -27,7 +27,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from thumbtune.engine.allocator import keep_freed_memory
-from thumbtune.engine.fast_modules import drop_low_precision_copies, speed_up_modules
+from thumbtune.engine.fast_modules import speed_up_modules
+from thumbtune.engine.low_precision import drop_low_precision_copies
 from thumbtune.engine.microbatches import cut_batch
 from thumbtune.engine.paths import PaddedPath
 from thumbtune.engine.plan import BatchPlan, PlannedRow
