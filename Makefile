@@ -25,7 +25,7 @@ demo: setup  ## Real model, simulated voters, KTO and DPO, report: into runs/dem
 STUDY := --model packaged:smollm2-135m-instruct --system "Answer in one short sentence." \
 	--taste brevity:24 --max-new-tokens 40
 
-methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (some 150 trainings, hours): into runs/methods/
+methods: setup  ## Nine methods on the same thumbs, sweeps, the price of pairs (146 trainings, 1 h 40 min): into runs/methods/
 	mkdir -p runs/methods
 	test -f runs/methods/thumbs.jsonl || $(BIN)/thumbtune synth simulate $(STUDY) \
 		--n-prompts 60 --completions 4 --batch-size 128 --out runs/methods/thumbs.jsonl
