@@ -1,4 +1,4 @@
-"""Deliberate mistakes in the losses, the reference point, metrics and class weights; `test_deliberate_mistakes.py` makes them."""
+"""Deliberate mistakes in losses, reference point, metrics and weights; `test_deliberate_mistakes.py` makes them."""
 
 from __future__ import annotations
 

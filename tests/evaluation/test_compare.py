@@ -424,6 +424,25 @@ def test_a_crossing_in_words_keeps_both_ends_and_says_where_there_is_nothing_to_
     )
 
 
+def test_more_pairs_that_did_worse_are_told_where_the_intervals_are_apart() -> None:
+    def point(pairs: int, mean: float) -> dict[str, Any]:
+        up_rate = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "n": 144}
+        return {"pairs_bought": pairs, "labels": 5 * pairs, "up_rate": up_rate}
+
+    level = {
+        "labels": 120,
+        "gain": lead(0.3, 0.001),
+        "times_the_labels": {"mean": 1.0, "low": 0.5, "high": 2.0},
+    }
+    crossing = {"pair_cost": 5, "fewest": 12, "most": 96, "levels": [level]}
+    rising = [point(12, 0.5), point(24, 0.8), {"pairs_bought": 36, "error": "ties"}, point(48, 0.75)]
+    assert describe_crossing(crossing | {"points": rising}).endswith("(0.5 to 2.0).")
+    assert describe_crossing(crossing | {"points": [*rising, point(96, 0.4)]}).endswith(
+        "(0.5 to 2.0). 96 pairs did worse than 24, 40% (35% to 45%, n = 144) after 80% (75% to 85%, n = 144): the "
+        "crossing takes the curve for one that never falls, so look at the points."
+    )
+
+
 def test_a_level_of_the_crossing_worked_by_hand() -> None:
     # pairs at 10, 40, 160 with rates 0, 0.5, 1, KTO on 100 thumbs at 0.75: √(40 × 160) = 80 pairs, 400 labels, 4 times
     kto = make_scores([[1.0], [0.5], [1.0], [0.5]], [1] * 4)

@@ -106,9 +106,24 @@ def describe_crossing(crossing: Mapping[str, Any]) -> str:
     found = [_describe_level(level, crossing) for level in crossing.get("levels") or ()]
     return (
         f"At {crossing['pair_cost']:g} labels a pair, DPO on bought pairs {'; '.join(found)}."
+        f"{_describe_fall(crossing.get('points') or ())}"
         if found
         else ""
     )
+
+
+def _describe_fall(points: Sequence[Mapping[str, Any]]) -> str:
+    """Where more pairs did worse than fewer, intervals apart: the crossing takes the curve for one that never falls."""
+    known = [point for point in points if point.get("up_rate")]
+    for place, more in enumerate(known):
+        best = max(known[: place + 1], key=lambda point: point["up_rate"]["mean"])
+        if more["up_rate"]["high"] < best["up_rate"]["low"]:
+            return (
+                f" {more['pairs_bought']} pairs did worse than {best['pairs_bought']}, "
+                f"{describe_estimate(more['up_rate'])} after {describe_estimate(best['up_rate'])}: the crossing takes "
+                "the curve for one that never falls, so look at the points."
+            )
+    return ""
 
 
 def _describe_level(level: Mapping[str, Any], crossing: Mapping[str, Any]) -> str:
