@@ -1,5 +1,5 @@
 """A planted taste is found, on three seeds each, and none is found where none was planted. Against planted noise a last
-bit of a sum can turn one run around, as another seed can: what is claimed there is claimed of five seeds together.
+bit of a sum can turn one run around, as another seed can: claims there are of five seeds together, or have wide limits.
 
 The taste: thumbs go up for completions that begin with an `a` and down for those with a `b`. Prompts vary, held-out
 prompts and completions are other ones. Measured is the AUC of the implicit reward over 200 held-out thumbs.
