@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo methods test test-slow test-spark check bench clean
+.PHONY: help setup demo methods test test-gpu test-slow test-spark check bench clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -42,6 +42,13 @@ test: setup  ## The fast tests: no network, a quarter of an hour on two cores
 	scripts/install-postgres
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest -n 2 --dist loadfile --store postgresql $(WITH_A_STORE)
+
+# these tests are about a CPU, wherever they run
+test: export CUDA_VISIBLE_DEVICES =
+
+test-gpu: setup  ## Tests of one GPU, skipped where there is none
+	$(BIN)/python -m pytest tests/engine/test_cuda.py tests/training/test_cuda.py \
+		tests/training/test_memory.py -k "cuda or gpu"
 
 test-slow: setup  ## Tests that need the real model or minutes
 	$(BIN)/python -m pytest -m slow

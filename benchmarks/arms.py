@@ -1,7 +1,7 @@
 """What the benchmarks share: both libraries' KTO trainers built from one record, in a fresh process each.
 
-Either library gets the same rows, the same float32 weights of the same model and the same adapter; on CPUs, since
-that is what is compared. A `Job` says the rest. `run_in_child` gives each piece of work a process of its own, so that
+Either library gets the same rows, the same float32 weights of the same model and the same adapter, on the same device.
+A `Job` says the rest. `run_in_child` gives each piece of work a process of its own, so that
 peak memory is that work's alone.
 """
 
@@ -52,6 +52,7 @@ class Job:
     """Fields of the library's `KTOConfig`."""
     shape: Literal["full", "lora"] = "full"
     model: str = PACKAGED_MODEL
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class InTrlsOrder(BatchPlan):
@@ -101,7 +102,7 @@ def build_trainer(job: Job, folder: Path, callbacks: Sequence[TrainerCallback] =
     reference while the trainer is made.
     """
     kind, config, train_dataset = _import_library(job)
-    settings = {"output_dir": str(folder), "use_cpu": True, **_QUIET, **job.settings}
+    settings = {"output_dir": str(folder), "use_cpu": job.device == "cpu", **_QUIET, **job.settings}
     if job.library == "thumbtune":
         settings["reference_cache"] = str(folder / "reference")  # empty: nothing was scored before
     trainer = _recording(kind)(
@@ -214,6 +215,8 @@ def keep_freed_memory() -> bool:
 def release_memory() -> None:
     """Free what a finished trainer held, back to the system where the C library can."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

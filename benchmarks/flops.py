@@ -134,17 +134,28 @@ def read_model_size(model: Any) -> ModelSize:
     )
 
 
-def measure_matmul_peak(dtype: torch.dtype, repeats: int = 5) -> float:
+def measure_matmul_peak(dtype: torch.dtype, device: str = "cpu", repeats: int = 5) -> float:
     """FLOP/s of the fastest matmul here: a large square one, or one of the shapes of the packaged model."""
     shapes = [(4096, 4096, 4096), (2048, 576, 1536), (2048, 1536, 576), (1024, 576, 49152)]
-    return max(_measure_matmul(*shape, dtype, repeats) for shape in shapes)
+    if device == "cuda":
+        shapes.append((8192, 8192, 8192))
+    return max(_measure_matmul(*shape, dtype, device, repeats) for shape in shapes)
 
 
-def _measure_matmul(rows: int, inner: int, columns: int, dtype: torch.dtype, repeats: int) -> float:
-    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+def _measure_matmul(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: str, repeats: int
+) -> float:
+    left, right = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, columns))
     seconds = []
     for _ in range(repeats + 1):  # the first is the slow one
         started = time.perf_counter()
         torch.nn.functional.linear(left, right)
+        finish_work(device)
         seconds.append(time.perf_counter() - started)
     return 2.0 * rows * inner * columns / min(seconds)
+
+
+def finish_work(device: str) -> None:
+    """Wait for what a GPU was given to do, before a clock is read."""
+    if device == "cuda":
+        torch.cuda.synchronize()

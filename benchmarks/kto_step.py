@@ -12,6 +12,7 @@ the whole run, and by those of the policy's steps alone without the first one. I
 reference too. Losses are of each library's own batches, ours shuffled; `parity.py` compares like with like.
 
     python benchmarks/kto_step.py [--workload mixed] [--shape full] [--rows 64] [--epochs 2] [--rounds 3] [--out …]
+    python benchmarks/kto_step.py --device cuda --model HuggingFaceTB/SmolLM2-1.7B-Instruct
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from arms import (
     run_in_child,
     save_tiny_model,
 )
-from flops import count_flops, measure_matmul_peak, read_model_size
+from flops import count_flops, finish_work, measure_matmul_peak, read_model_size
 from result_tables import format_table
 from workloads import WORKLOADS, make_rows
 
@@ -83,6 +84,7 @@ class Outcome:
     step_seconds: list[float]
     losses: list[float]
     peak_mb: float
+    """Resident memory on a CPU, what was allocated on a GPU."""
     imported_mb: float
     """Resident memory before a model was loaded."""
     warm_mb: float
@@ -111,11 +113,14 @@ def run_arm(arm: Arm, job: Job) -> Outcome:
     imported_mb = read_resident_mb()
     _warm_up(job)
     warm_mb, clock = read_resident_mb(), StepClock()
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         trainer = build_trainer(job, Path(folder), [clock])
         check_nothing_is_cut(trainer, job.settings["max_length"])
         started = time.perf_counter()
         trainer.train()
+        finish_work(job.device)
         seconds = time.perf_counter() - started + trainer.precompute_seconds
     branches = list_branches(trainer)
     plan = read_plan(trainer, _count("per_device_train_batch_size", job))
@@ -125,7 +130,7 @@ def run_arm(arm: Arm, job: Job) -> Outcome:
         seconds=seconds,
         step_seconds=clock.seconds,
         losses=trainer.step_losses,
-        peak_mb=memory.peak_mb,
+        peak_mb=memory.peak_mb if job.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6,
         imported_mb=imported_mb,
         warm_mb=warm_mb,
         weights_mb=sum(p.numel() * p.element_size() for p in trainer.model.parameters()) / 1e6,
@@ -161,13 +166,14 @@ def find_precompute_batch(job: Job, sizes: list[int]) -> int:
     return min(seconds, key=lambda size: seconds[size])
 
 
-def run_rounds(jobs: dict[str, tuple[Arm, Job]], rounds: int) -> tuple[dict[str, list[Outcome]], float]:
+def run_rounds(
+    jobs: dict[str, tuple[Arm, Job]], rounds: int, dtype: torch.dtype, device: str
+) -> tuple[dict[str, list[Outcome]], float]:
     """The outcomes of each arm, round by round, and the matmul peak in FLOP/s."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in jobs}
     peaks = []
-    dtype = torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
     for number in range(1, rounds + 1):
-        peaks.append(run_in_child(measure_matmul_peak, dtype))
+        peaks.append(run_in_child(measure_matmul_peak, dtype, device))
         for name, (arm, job) in jobs.items():
             outcome = run_in_child(run_arm, arm, job)
             outcomes[name].append(outcome)
@@ -237,13 +243,20 @@ def plan_jobs(arguments: argparse.Namespace, model: str) -> dict[str, tuple[Arm,
         "learning_rate": LEARNING_RATES[arguments.shape],
         "max_length": arguments.max_length,
         "seed": arguments.seed,
-        "bf16": cpu_has_fast_bf16(),
+        "bf16": _has_fast_bf16(arguments.device),
     }
     jobs = {}
     for name in arguments.arms.split(","):
         arm = ARMS[name]
-        jobs[name] = arm, Job(arm.library, rows, {**shared, **arm.settings}, arguments.shape, model)
+        jobs[name] = (
+            arm,
+            Job(arm.library, rows, {**shared, **arm.settings}, arguments.shape, model, arguments.device),
+        )
     return _tune_precompute(jobs, [int(size) for size in arguments.precompute_batches.split(",")])
+
+
+def _has_fast_bf16(device: str) -> bool:
+    return device == "cuda" or cpu_has_fast_bf16()
 
 
 def _tune_precompute(jobs: dict[str, tuple[Arm, Job]], sizes: list[int]) -> dict[str, tuple[Arm, Job]]:
@@ -272,6 +285,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precompute-batches", default="1,4,16", help="sizes tried for TRL's reference pass")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--model", default=PACKAGED_MODEL, help="a folder or a hub's name")
     parser.add_argument("--tiny", action="store_true", help="a random llama of two layers")
     parser.add_argument("--out", type=Path, help="a JSON file for everything measured")
     return parser.parse_args()
@@ -280,9 +295,10 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = read_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        jobs = plan_jobs(arguments, save_tiny_model(Path(folder)) if arguments.tiny else PACKAGED_MODEL)
-        outcomes, peak = run_rounds(jobs, arguments.rounds)
-    precision = "bf16" if cpu_has_fast_bf16() else "float32"
+        jobs = plan_jobs(arguments, save_tiny_model(Path(folder)) if arguments.tiny else arguments.model)
+        precision = "bf16" if _has_fast_bf16(arguments.device) else "float32"
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        outcomes, peak = run_rounds(jobs, arguments.rounds, dtype, arguments.device)
     n_tokens = next(iter(outcomes.values()))[0].n_tokens
     print(
         f"{arguments.workload}, {arguments.shape}, {precision}: {arguments.rows} rows of {n_tokens:,} tokens, "

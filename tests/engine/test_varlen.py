@@ -109,6 +109,7 @@ def test_rows_and_riders_are_handed_over_as_they_are(
         ("cuda", torch.float32, 64, None, False),
         ("cuda", torch.bfloat16, 64, 30.0, False),
         ("cuda", torch.bfloat16, 512, None, False),
+        ("cuda", torch.bfloat16, 12, None, False),
     ],
 )
 def test_the_kernel_is_taken_for_half_precision_on_a_gpu_alone(

@@ -161,6 +161,41 @@ def test_offloaded_activations_come_back_as_they_went_and_weights_stay(
     assert not weights & set(put_away)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(3, 448)[:, :441],  # a mask's rows begin where a kernel likes them to
+        torch.randn(1, 40, 1).expand(2, 40, 70),
+        torch.randn(40, 60).t(),
+        torch.randn(6, 40, 30).transpose(1, 2)[:, 1:],
+    ],
+    ids=["cut", "repeated", "turned", "turned and cut"],
+)
+def test_what_comes_back_lies_as_it_lay(tensor: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Keeps(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(tensor)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            seen.extend(ctx.saved_tensors)
+            return grad
+
+    monkeypatch.setattr(offloading, "is_on_the_device", lambda tensor: True)
+    monkeypatch.setattr(offloading, "copy_to_cpu", torch.clone)
+    x = torch.ones(1, requires_grad=True)
+    with offloading.offload_activations(torch.nn.Linear(1, 1)):
+        result = Keeps.apply(x)
+    result.backward()
+    assert seen[0].untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+    assert seen[0].stride() == tensor.stride()
+    assert torch.equal(seen[0], tensor)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_offloading_takes_less_of_a_gpu_s_memory(lab: Any, engine: str) -> None:

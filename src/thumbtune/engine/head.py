@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 TILE_LOGITS = 2**22
-"""Logits that exist at once in float32: 16 MiB."""
+"""Logits that exist at once in float32 on a CPU: 16 MiB."""
+TILES_ON_A_GPU = 16
+"""As many tiles are one on a GPU: there the start of a kernel costs, not the way to memory."""
 KEPT_LOGITS = 2**26
 """Low-precision logits that a backward finds again: 128 MiB at most, for a quarter of a trained head's products."""
 
@@ -85,7 +87,7 @@ class _TokenLogProbs(torch.autograd.Function):
         chosen, total = (torch.zeros(len(targets), device=hidden.device) for _ in range(2))
         highest = torch.full_like(total, -torch.inf)
         with torch.autocast(hidden.device.type, enabled=False):
-            for columns, rows in _list_tiles(len(targets), len(copy)):
+            for columns, rows in _list_tiles(len(targets), len(copy), hidden.device):
                 product = _multiply(hidden[rows], copy[columns], bias, columns)
                 if product.numel() <= room:
                     kept.append(product)
@@ -124,7 +126,9 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.empty_like(copy, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for (columns, rows), product in zip_longest(_list_tiles(len(targets), len(copy)), kept):
+            for (columns, rows), product in zip_longest(
+                _list_tiles(len(targets), len(copy), hidden.device), kept
+            ):
                 if product is None:
                     product = _multiply(hidden[rows], copy[columns], bias, columns)
                 logits, slope = _finish_logits(product, ctx.head)
@@ -157,10 +161,11 @@ class _TokenLogProbs(torch.autograd.Function):
         )
 
 
-def _list_tiles(n_positions: int, n_vocabulary: int) -> Iterator[tuple[slice, slice]]:
+def _list_tiles(n_positions: int, n_vocabulary: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """(columns, rows) of each tile: stretches of the vocabulary, and under each those of the positions."""
-    n_rows = min(max(n_positions, 1), math.isqrt(TILE_LOGITS))
-    n_columns = max(1, TILE_LOGITS // n_rows)
+    n_logits = TILE_LOGITS * (1 if device.type == "cpu" else TILES_ON_A_GPU)
+    n_rows = min(max(n_positions, 1), math.isqrt(n_logits))
+    n_columns = max(1, n_logits // n_rows)
     for first in range(0, n_vocabulary, n_columns):
         for start in range(0, max(n_positions, 1), n_rows):
             yield slice(first, min(first + n_columns, n_vocabulary)), slice(start, start + n_rows)

@@ -1,9 +1,8 @@
 """Attention over a packed row in one kernel call, where a GPU has such a kernel: torch's varlen attention.
 
 Each piece is a sequence of its own. Its queries are its tokens; its keys are its prompt's and its own, of which the
-queries are the last: the kernel counts causal masks and windows from the end. Not run on a GPU so far: what is handed
-to the kernel is tested, by a plain loop in its place. The trial of a model in half precision runs it; that of a float32
-model, which meets it under autocast alone, does not.
+queries are the last: the kernel counts causal masks and windows from the end. What is handed to the kernel is tested
+everywhere, by a plain loop in its place, and the kernel itself where there is a GPU (`make test-gpu`).
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ except ImportError:  # an older torch
     varlen_attn = None
 
 _LARGEST_HEAD = 256
+_HEAD_STEP = 8
+"""The kernel takes heads whose size is a multiple of this."""
 
 
 def has_varlen_kernel(query: Tensor, value: Tensor, soft_cap: float | None) -> bool:
@@ -34,6 +35,7 @@ def has_varlen_kernel(query: Tensor, value: Tensor, soft_cap: float | None) -> b
         and query.dtype in (torch.float16, torch.bfloat16)
         and soft_cap is None
         and query.shape[-1] == value.shape[-1] <= _LARGEST_HEAD
+        and query.shape[-1] % _HEAD_STEP == 0
     )
 
 
@@ -57,7 +59,7 @@ def attend_varlen(
     sequences = _list_sequences(tuple(pieces), n_kept, query.device)
     output = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
-        *(x[0].transpose(0, 1)[sequences.keys] for x in (keys, values)),
+        *(sequences.line_up(x[0].transpose(0, 1)) for x in (keys, values)),
         sequences.query_starts,
         sequences.key_starts,
         sequences.most_queries,
@@ -72,13 +74,17 @@ def attend_varlen(
 class _Sequences(NamedTuple):
     """N pieces as the kernel takes them."""
 
-    keys: Tensor
-    """Which keys each piece sees, piece after piece."""
+    keys: Tensor | None
+    """Which keys each piece sees, piece after piece; None where they are its own and nothing else."""
     query_starts: Tensor
     """(N + 1,) int32: where the queries of each piece begin, and the end."""
     key_starts: Tensor
     most_queries: int
     most_keys: int
+
+    def line_up(self, x: Tensor) -> Tensor:  # (T′, K, D) -> (keys, K, D)
+        """Keys or values, piece after piece."""
+        return x.contiguous() if self.keys is None else x[self.keys]
 
 
 @lru_cache(maxsize=8)  # a row's layers ask for the same
@@ -95,6 +101,11 @@ def _list_sequences(pieces: tuple[Piece, ...], n_kept: int, device: torch.device
         key_lengths.append(len(seen))
     starts = (torch.tensor([0, *lengths]).cumsum(0) for lengths in (query_lengths, key_lengths))
     query_starts, key_starts = (start.to(device, torch.int32) for start in starts)
+    shares = any(piece.prompt for piece in pieces)
     return _Sequences(
-        torch.cat(keys).to(device), query_starts, key_starts, max(query_lengths), max(key_lengths)
+        torch.cat(keys).to(device) if shares else None,
+        query_starts,
+        key_starts,
+        max(query_lengths),
+        max(key_lengths),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,31 @@ def offload_activations(model: nn.Module) -> Iterator[None]:
         is_small = tensor.numel() * tensor.element_size() < SMALLEST_BYTES
         if is_small or not is_on_the_device(tensor) or tensor.untyped_storage().data_ptr() in weights:
             return tensor
-        return tensor.device, copy_to_cpu(tensor)
+        return _PutAway.away(tensor)
 
     def bring_back(kept: Any) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        device, copy = kept
-        moved: Tensor = copy.to(device, non_blocking=True)
-        return moved
+        return kept if isinstance(kept, Tensor) else kept.back()
 
     with torch.autograd.graph.saved_tensors_hooks(put_away, bring_back):
         yield
+
+
+class _PutAway(NamedTuple):
+    """A tensor in the CPU's memory, and how it lay in the device's: kernels ask that of what they saved."""
+
+    copy: Tensor  # what is repeated by a stride of 0 is there once
+    device: torch.device
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+    @classmethod
+    def away(cls, tensor: Tensor) -> _PutAway:
+        once = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]
+        return cls(copy_to_cpu(once), tensor.device, tensor.shape, tensor.stride())
+
+    def back(self) -> Tensor:
+        place = torch.empty_strided(self.copy.shape, self.strides, dtype=self.copy.dtype, device=self.device)
+        return place.copy_(self.copy, non_blocking=True).expand(self.shape)
 
 
 def is_on_the_device(tensor: Tensor) -> bool:
