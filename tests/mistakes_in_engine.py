@@ -285,15 +285,15 @@ ENGINE_MISTAKES = [
     Mistake(
         "the slope of attention's soft cap is missing",
         "engine/attention.py",
-        "grad_scores.mul_(slope)",
-        "pass",
+        "(grad_scores * slope).to(q.dtype)",
+        "grad_scores.to(q.dtype)",
         (ATTENDS,),
     ),
     Mistake(
-        "the scaling is missing from the gradient of the keys",
+        "the scaling is missing from the gradient of the queries",
         "engine/attention.py",
-        "torch.bmm(grad_scores.transpose(1, 2), q).mul_(ctx.rule.scaling)",
-        "torch.bmm(grad_scores.transpose(1, 2), q)",
+        "grad_query.mul_(ctx.rule.scaling)",
+        "grad_query",
         (ATTENDS,),
     ),
     Mistake(

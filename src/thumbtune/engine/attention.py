@@ -25,7 +25,7 @@ from thumbtune.engine.packing import PackedBatch, Piece
 from thumbtune.engine.varlen import attend_varlen, has_varlen_kernel
 
 PREFIX = "thumbtune_"
-QUERY_BLOCK = 256
+QUERY_BLOCK = 160
 """Queries of one block: bounds the scores that exist at once to heads × block × keys."""
 
 _UNSUPPORTED = ("s_aux", "position_bias", "cache")
@@ -139,13 +139,14 @@ class _PackedAttention(torch.autograd.Function):
         rule: Rule,
     ) -> Tensor:
         heads, kv_heads = query.shape[1], key.shape[1]
+        query = query * rule.scaling
         output = query.new_empty(1, query.shape[2], heads, value.shape[-1])
         with torch.autocast(query.device.type, enabled=False):
             for block in _list_blocks(pieces, rule.window):
                 q = _group_heads(query, block, kv_heads)  # (K, R·Bq, D)
                 k = _gather_keys(key, kept_key, block)  # (K, Lk, D)
                 weights, _ = _attention_weights(q, k, block, rule)
-                mixed = torch.bmm(weights.to(q.dtype), _gather_keys(value, kept_value, block))
+                mixed = torch.bmm(weights, _gather_keys(value, kept_value, block))
                 _ungroup_heads(output[0, block.start : block.stop].transpose(0, 1), mixed, kv_heads)
         ctx.save_for_backward(query, key, value, kept_key, kept_value)
         ctx.pieces, ctx.rule = pieces, rule
@@ -166,17 +167,16 @@ class _PackedAttention(torch.autograd.Function):
                 v = _gather_keys(value, kept_value, block)
                 grad = _group_heads(grad_output, block, kv_heads)
                 weights, slope = _attention_weights(q, k, block, ctx.rule)
-                grad_weights = torch.bmm(grad, v.transpose(1, 2)).float()
-                _scatter_keys(grad_value, torch.bmm(weights.to(q.dtype).transpose(1, 2), grad), block)
-                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, torch.float32)
+                grad_weights = torch.bmm(grad, v.transpose(1, 2))
+                _scatter_keys(grad_value, torch.bmm(weights.transpose(1, 2), grad), block)
+                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 if slope is not None:
-                    grad_scores.mul_(slope)
-                grad_scores = grad_scores.to(q.dtype)
-                grad_q = torch.bmm(grad_scores, k).mul_(ctx.rule.scaling)
-                _ungroup_heads(grad_query[0, :, block.start : block.stop], grad_q, kv_heads)
-                grad_k = torch.bmm(grad_scores.transpose(1, 2), q).mul_(ctx.rule.scaling)
-                _scatter_keys(grad_key, grad_k, block)
-        return grad_query, grad_key, grad_value, None, None, None, None
+                    grad_scores = (grad_scores * slope).to(q.dtype)
+                _ungroup_heads(
+                    grad_query[0, :, block.start : block.stop], torch.bmm(grad_scores, k), kv_heads
+                )
+                _scatter_keys(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), block)
+        return grad_query.mul_(ctx.rule.scaling), grad_key, grad_value, None, None, None, None
 
 
 class _Block(NamedTuple):
@@ -206,29 +206,34 @@ def _list_blocks(pieces: tuple[Piece, ...], window: int | None) -> Iterator[_Blo
 
 def _attention_weights(
     q: Tensor, k: Tensor, block: _Block, rule: Rule
-) -> tuple[Tensor, Tensor | None]:  # (K, R·Bq, Lk) float32 each
-    """Softmax weights, and the slope of the soft cap at each score where there is one."""
+) -> tuple[Tensor, Tensor | None]:  # (K, R·Bq, Lk) each, the slope in float32
+    """Softmax weights of scaled queries, and the slope of the soft cap at each score where there is one.
+
+    A product is rounded to its precision, and so are the weights; between them torch's softmax counts in float32.
+    """
     n_queries, n_keys = block.stop - block.start, k.shape[1]
-    scores = torch.bmm(q, k.transpose(1, 2)).float()
-    by_query = scores.view(-1, n_queries, n_keys)
-    mask = _build_mask(n_queries, n_keys, block.first, rule.window, q.device)
-    slope = None
-    if rule.soft_cap is None:
-        torch.add(mask, by_query, alpha=rule.scaling, out=by_query)
-    else:
-        capped = scores.mul_(rule.scaling / rule.soft_cap).tanh_()
+    scores, slope = torch.bmm(q, k.transpose(1, 2)), None
+    if rule.soft_cap is not None:
+        capped = (scores.float() / rule.soft_cap).tanh_()
         slope = 1 - capped.square()
-        torch.add(mask, by_query, alpha=rule.soft_cap, out=by_query)
-    return torch.softmax(scores, -1, out=scores), slope
+        scores = capped.mul_(rule.soft_cap)
+    seen_by_all = block.first if rule.window is None else 0
+    mask = _build_mask(
+        n_queries, n_keys - seen_by_all, block.first - seen_by_all, rule.window, scores.dtype, q.device
+    )
+    scores.view(-1, n_queries, n_keys)[:, :, seen_by_all:] += mask
+    return torch.softmax(scores, -1, out=scores).to(q.dtype), slope
 
 
 @lru_cache(maxsize=64)
-def _build_mask(n_queries: int, n_keys: int, first: int, window: int | None, device: torch.device) -> Tensor:
+def _build_mask(
+    n_queries: int, n_keys: int, first: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """(Bq, Lk) zeros where query i may see key j: j ≤ first + i, and above first + i − window; −inf elsewhere."""
     hidden = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(first + 1)
     if window is not None:
         hidden |= torch.ones_like(hidden).tril(first - window)
-    return torch.zeros(n_queries, n_keys, device=device).masked_fill_(hidden, -torch.inf)
+    return torch.zeros(n_queries, n_keys, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def _group_heads(x: Tensor, block: _Block, kv_heads: int) -> Tensor:
