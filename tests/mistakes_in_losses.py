@@ -324,7 +324,7 @@ LOSS_MISTAKES = [
         "evaluation/measures.py",
         "for a, b in pairs if b > 0.5]",
         "for a, b in pairs]",
-        ("evaluation/test_compare.py::test_wins_ties_losses_and_flips_worked_by_hand",),
+        ("evaluation/test_measures.py::test_wins_ties_losses_and_flips_worked_by_hand",),
     ),
     Mistake(
         "loss aversion weighs gains",

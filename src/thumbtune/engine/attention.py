@@ -209,31 +209,28 @@ def _attention_weights(
 ) -> tuple[Tensor, Tensor | None]:  # (K, R·Bq, Lk) each, the slope in float32
     """Softmax weights of scaled queries, and the slope of the soft cap at each score where there is one.
 
-    A product is rounded to its precision, and so are the weights; between them torch's softmax counts in float32.
+    Between the products is float32: torch's softmax of bf16 rounds by how long a row is, and a completion would have
+    another log-prob beside its siblings than alone.
     """
     n_queries, n_keys = block.stop - block.start, k.shape[1]
-    scores, slope = torch.bmm(q, k.transpose(1, 2)), None
+    scores, slope = torch.bmm(q, k.transpose(1, 2)).float(), None
     if rule.soft_cap is not None:
-        capped = (scores.float() / rule.soft_cap).tanh_()
-        slope = 1 - capped.square()
-        scores = capped.mul_(rule.soft_cap)
+        scores.div_(rule.soft_cap).tanh_()
+        slope = 1 - scores.square()
+        scores.mul_(rule.soft_cap)
     seen_by_all = block.first if rule.window is None else 0
-    mask = _build_mask(
-        n_queries, n_keys - seen_by_all, block.first - seen_by_all, rule.window, scores.dtype, q.device
-    )
+    mask = _build_mask(n_queries, n_keys - seen_by_all, block.first - seen_by_all, rule.window, q.device)
     scores.view(-1, n_queries, n_keys)[:, :, seen_by_all:] += mask
     return torch.softmax(scores, -1, out=scores).to(q.dtype), slope
 
 
 @lru_cache(maxsize=64)
-def _build_mask(
-    n_queries: int, n_keys: int, first: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _build_mask(n_queries: int, n_keys: int, first: int, window: int | None, device: torch.device) -> Tensor:
     """(Bq, Lk) zeros where query i may see key j: j ≤ first + i, and above first + i − window; −inf elsewhere."""
     hidden = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(first + 1)
     if window is not None:
         hidden |= torch.ones_like(hidden).tril(first - window)
-    return torch.zeros(n_queries, n_keys, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    return torch.zeros(n_queries, n_keys, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def _group_heads(x: Tensor, block: _Block, kv_heads: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from thumbtune.engine.loading import load_model, load_tokenizer
@@ -53,6 +54,15 @@ class Loading:
     init_kwargs: Mapping[str, Any]
     """What `from_pretrained` was given; of a policy that came as an object, its precision."""
     became_float32: bool
+
+    @classmethod
+    def of(
+        cls, given: nn.Module | None, args: PreferenceConfig, quantization_config: Any, became_float32: bool
+    ) -> Loading:
+        """Of a policy that was loaded by its name, or `given` as a model."""
+        if given is None:
+            return cls(name_init_kwargs(args, quantization_config), became_float32)
+        return cls({"dtype": getattr(given, "dtype", torch.float32)}, became_float32)
 
     def load(self, name: str | Path) -> Any:
         """The model of a name, as the policy would be if it had that name."""

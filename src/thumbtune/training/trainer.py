@@ -52,7 +52,6 @@ from thumbtune.training.policy import (
     add_adapter,
     disable_dropout,
     keep_four_bits_trainable,
-    name_init_kwargs,
     refuse_quantized_weights,
     resolve_policy,
 )
@@ -214,15 +213,12 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         ):  # they keep copies of weights: of whole ones
             speed_up_modules(self.model)
         self._is_moving = getattr(args, "sync_ref_model", False)
-        init_kwargs = name_init_kwargs(args, quantization_config)
-        if named is None:
-            init_kwargs = {"dtype": getattr(model, "dtype", torch.float32)}
         self.reference = choose_reference(
             self,
             ref_model,
             adapter_is_fresh=adapter_is_fresh,
             named=named,
-            loading=Loading(init_kwargs, became_float32),
+            loading=Loading.of(None if named else model, args, quantization_config, became_float32),
         )
         self.router_loss = find_router_loss(self.model, args.router_aux_loss_coef)
         self.plan = self._plan(
