@@ -328,8 +328,8 @@ ENGINE_MISTAKES = [
     Mistake(
         "kept logits are taken for those of the tile after",
         "engine/head.py",
-        "zip_longest(_list_tiles(len(targets), len(copy)), kept)",
-        "zip_longest(_list_tiles(len(targets), len(copy)), kept[1:] + kept[:1])",
+        "zip_longest(tiles, kept)",
+        "zip_longest(tiles, kept[1:] + kept[:1])",
         (f"{HEAD}::test_logits_that_were_kept_give_the_gradient_that_new_ones_give[head0]",),
     ),
     Mistake(

@@ -126,9 +126,8 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.empty_like(copy, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for (columns, rows), product in zip_longest(
-                _list_tiles(len(targets), len(copy), hidden.device), kept
-            ):
+            tiles = _list_tiles(len(targets), len(copy), hidden.device)
+            for (columns, rows), product in zip_longest(tiles, kept):
                 if product is None:
                     product = _multiply(hidden[rows], copy[columns], bias, columns)
                 logits, slope = _finish_logits(product, ctx.head)
