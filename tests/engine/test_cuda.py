@@ -81,9 +81,8 @@ def test_the_kernel_gives_what_blocks_give_value_and_gradient(
         found[device] = [x.float().cpu() for x in (output, *grads, riding)]
     assert len(kernel_calls) == 2
     for expected, on_gpu in zip(found["cpu"], found["cuda"], strict=True):
-        largest = (
-            float(expected.abs().max()) or 1.0
-        )  # a window of one key leaves queries and keys no gradient
+        # a window of one key leaves queries and keys no gradient
+        largest = float(expected.abs().max()) or 1.0
         assert_same(on_gpu / largest, expected / largest, tolerance=HALF_TOLERANCE)
 
 

@@ -218,7 +218,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
             ref_model,
             adapter_is_fresh=adapter_is_fresh,
             named=named,
-            loading=Loading.of(None if named else model, args, quantization_config, became_float32),
+            loading=Loading.of(model if named is None else None, args, quantization_config, became_float32),
         )
         self.router_loss = find_router_loss(self.model, args.router_aux_loss_coef)
         self.plan = self._plan(
