@@ -229,7 +229,7 @@ LOSS_MISTAKES = [
     ),
     Mistake(
         "the likelihood is per microbatch",
-        "training/trainer.py",
+        "training/microbatch_losses.py",
         "if mean_chosen_tokens is None:  # in evaluation the microbatch is the whole batch",
         "if True:",
         (f"{METHODS}::test_neither_the_cut_nor_the_engine_changes_a_step[adapter-rpo]",),
@@ -250,7 +250,7 @@ LOSS_MISTAKES = [
     ),
     Mistake(
         "a row's weight is dropped",
-        "training/trainer.py",
+        "training/microbatch_losses.py",
         "self.method.loss(self.args, scores) * inputs.weights",
         "self.method.loss(self.args, scores)",
         (f"{METHODS}::test_a_row_of_twice_the_weight_counts_as_two_rows",),

@@ -39,7 +39,7 @@ TRAINING_MISTAKES = [
     # ---- the trainer
     Mistake(
         "the reference is ignored",
-        "training/trainer.py",
+        "training/microbatch_losses.py",
         "log_ratio = log_probs - inputs.reference.T.flatten()",
         "log_ratio = log_probs + 0",
         (START,),
@@ -95,7 +95,7 @@ TRAINING_MISTAKES = [
     ),
     Mistake(
         "the references of pairs are stacked pair by pair",
-        "training/trainer.py",
+        "training/microbatch_losses.py",
         "inputs.reference.T.flatten()",
         "inputs.reference.flatten()",
         (DPO_AS_TRL,),

@@ -31,6 +31,7 @@ from mistakes import Mistake  # noqa: E402
 from mistakes_in_engine import ENGINE_MISTAKES  # noqa: E402
 from mistakes_in_loop import LOOP_MISTAKES  # noqa: E402
 from mistakes_in_losses import LOSS_MISTAKES  # noqa: E402
+from mistakes_in_operations import OPERATION_MISTAKES  # noqa: E402
 from mistakes_in_service import SERVICE_MISTAKES  # noqa: E402
 from mistakes_in_training import TRAINING_MISTAKES  # noqa: E402
 
@@ -39,6 +40,7 @@ PACKAGE = REPOSITORY / "src" / "thumbtune"
 MISTAKES = [
     *LOSS_MISTAKES,
     *ENGINE_MISTAKES,
+    *OPERATION_MISTAKES,
     *TRAINING_MISTAKES,
     *SERVICE_MISTAKES,
     *LOOP_MISTAKES,

@@ -43,8 +43,9 @@ from thumbtune.training.finite import stop_if_not_finite
 from thumbtune.training.given_rows import check_stream, is_stream, open_rows
 from thumbtune.training.interrupt import save_on_interrupt
 from thumbtune.training.manifest import describe_run, write_json
-from thumbtune.training.methods import METHODS, Scores
+from thumbtune.training.methods import METHODS
 from thumbtune.training.metrics import MetricWindow
+from thumbtune.training.microbatch_losses import ComputesLosses
 from thumbtune.training.model_card import name_dataset, tag_model
 from thumbtune.training.offloading import offload_activations
 from thumbtune.training.policy import (
@@ -64,12 +65,12 @@ from thumbtune.training.rows import Microbatch, PlanLoader, PlanSampler, ScoredR
 from thumbtune.training.saving import SavesWhole
 from thumbtune.training.streaming import StreamedRows, StreamLoader, StreamSampler
 from thumbtune.training.tokens import TokenizedRows, tokenize_rows
-from thumbtune.training.zero import FindsZero, make_moving_point
+from thumbtune.training.zero import make_moving_point
 
 logger = logging.getLogger(__name__)
 
 
-class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
+class PreferenceTrainer(ScoresReference, EvaluatesRows, ComputesLosses, SavesWhole):
     """Trains a policy on preference rows. Use the trainer of a method: `thumbtune.training.trainers`.
 
     Args:
@@ -414,59 +415,6 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
         loss = losses.sum() * self.args.world_size / inputs.n_total
         return (loss, {"losses": losses.detach()}) if return_outputs else loss
 
-    def _losses(
-        self, model: nn.Module, inputs: Microbatch, mode: str, dataset: ScoredRows
-    ) -> Tensor:  # (rows,)
-        branches, carrier = inputs.flat_branches(), None
-        with self.router_loss.watch() if self.router_loss else contextlib.nullcontext():
-            if inputs.mismatched and inputs.reference_point is None:  # the microbatch is the whole batch
-                log_probs, carrier = self.path.carry(model, branches)
-            else:
-                log_probs = self.path.log_probs(model, branches)
-        log_ratio = log_probs - inputs.reference.T.flatten()  # (branches,)
-        what = f"the loss is not a number at step {self._current_step(mode)}"
-        stop_if_not_finite(log_ratio.view(-1, len(inputs)).sum(0), inputs.rows, dataset, what)
-        reference_point = inputs.reference_point
-        if carrier is not None:
-            reference_point = self._estimate_reference_point(inputs, mode, carrier)
-        elif reference_point is None:
-            reference_point = log_ratio.new_tensor(self._held_zero())
-        desirable = torch.cat([inputs.desirable, ~inputs.desirable][: inputs.reference.shape[1]])
-        mean_chosen_tokens = inputs.mean_chosen_tokens
-        if mean_chosen_tokens is None:  # in evaluation the microbatch is the whole batch
-            mean_chosen_tokens = log_ratio.new_tensor(inputs.count_chosen_tokens() / inputs.n_total)
-        scores = Scores(
-            log_probs=log_probs,
-            log_ratio=log_ratio,
-            n_tokens=log_ratio.new_tensor([len(branch.completion_ids) for branch in branches]),
-            desirable=desirable,
-            reference_point=reference_point,
-            mean_chosen_tokens=mean_chosen_tokens,
-        )
-        losses = self.method.loss(self.args, scores) * inputs.weights
-        if self.router_loss is not None:
-            imbalance = self.router_loss.take(self.path, branches)
-            losses = losses + self.router_loss.coefficient * imbalance
-            self._windows[mode].add_value("aux_loss", float(imbalance.detach()))
-        stop_if_not_finite(losses, inputs.rows, dataset, what)
-        rewards = self.method.reward(self.args, scores)
-        counted = inputs.counted.repeat(inputs.reference.shape[1])
-        if mode == "train" and self._zero == "classes":
-            self._shown.append((log_ratio.detach()[counted].cpu(), desirable[counted].cpu()))
-        has_zero = self._uses_reference or self._zero != "none"
-        self._windows[mode].add_completions(
-            losses=losses[inputs.counted],
-            rewards=rewards[counted],
-            gains=(rewards - self.args.beta * reference_point)[counted] if has_zero else None,
-            log_probs=log_probs[counted],
-            desirable=desirable[counted],
-            hits=_compare_pairs(rewards)[inputs.counted] if self.method.paired else None,
-        )
-        return losses * inputs.counted
-
-    def _current_step(self, mode: str) -> int:
-        return self.state.global_step + (mode == "train")  # a step counts once it is done
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = whole_value(super()._get_grad_norm(model, grad_norm=grad_norm))
         if self.accelerator.scaler is None:  # a scaler skips such steps and tries a smaller scale
@@ -489,9 +437,3 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, FindsZero, SavesWhole):
                 self._reward_watch.look(summary, self.state.global_step)
             logs = {**logs, **summary, "num_tokens": sum(self.ranks.gather(self._n_tokens))}
         super().log(logs, start_time)
-
-
-def _compare_pairs(rewards: Tensor) -> Tensor:  # (2 × rows,) -> (rows,) bool
-    """Whether the chosen completion of each pair has the higher reward."""
-    chosen, rejected = rewards.chunk(2)
-    return chosen > rejected

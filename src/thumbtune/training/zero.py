@@ -35,7 +35,6 @@ class FindsZero(Trainer):
     path: Any
     ranks: Ranks
     train_dataset: Any
-    _current_step: Any
     _cut: Any
     _evaluated: ScoredRows
     _uses_reference: bool
@@ -47,6 +46,9 @@ class FindsZero(Trainer):
     """What earlier batches showed, where the config averages."""
     _shown: list[tuple[Tensor, Tensor]]
     """Log ratios and classes of the batch in hand, where they move the zero of the next one."""
+
+    def _current_step(self, mode: str) -> int:
+        return self.state.global_step + (mode == "train")  # a step counts once it is done
 
     def _held_zero(self) -> float:
         """The zero of a batch that estimates none: what the batches before it showed, or nothing."""
