@@ -74,6 +74,20 @@ OPERATION_MISTAKES = [
         "if packed.keeps is not None:",
         (f"{CHECKPOINTS}[llama-False]", f"{CHECKPOINTS}[llama-True]"),
     ),
+    Mistake(
+        "queries are scaled in the forward alone",
+        "engine/attention.py",
+        "q = _group_heads(query, block, kv_heads, ctx.rule.scaling)",
+        "q = _group_heads(query, block, kv_heads)",
+        (ATTENDS,),
+    ),
+    Mistake(
+        "zeros behind a block's queries see no key at all",
+        "engine/attention.py",
+        "hidden &= ~hidden.all(-1, keepdim=True)",
+        "pass",
+        (ATTENDS,),
+    ),
     # ---- its head
     Mistake(
         "the slope of the head's soft cap is missing",
@@ -125,6 +139,13 @@ OPERATION_MISTAKES = [
         (VARLEN,),
     ),
     # ---- its modules
+    Mistake(
+        "the optimizer's state is moved without its numbers",
+        "engine/allocator.py",
+        "value.set_(empty_long_lived(value, value.dtype).copy_(value))",
+        "value.set_(empty_long_lived(value, value.dtype))",
+        ("engine/test_allocator.py::test_moving_the_optimizer_s_state_changes_no_step[0]",),
+    ),
     Mistake(
         "the norm's gradient forgets that the norm moves",
         "engine/fast_modules.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.families import assert_same
 from thumbtune.engine import attention
@@ -22,6 +24,8 @@ rules = st.builds(
     st.none() | st.integers(1, 12),
     st.none() | st.sampled_from([0.7, 5.0]),
 )
+steps = st.sampled_from([(1, 1), (4, 3), (32, 32)])
+"""To multiples of what queries and keys of a block are filled up."""
 lengths = st.lists(  # per prompt: its length, and those of its completions
     st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=3)),
     min_size=1,
@@ -56,6 +60,11 @@ def attend_slowly(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tens
     return torch.stack(rows, 1)
 
 
+def cut_into_blocks(patch: pytest.MonkeyPatch, block: int, steps: tuple[int, int]) -> None:
+    for name, value in zip(("QUERY_BLOCK", "QUERY_STEP", "KEY_STEP"), (block, *steps), strict=True):
+        patch.setattr(attention, name, value)
+
+
 def places_of_pieces(batch: PackedBatch) -> list[tuple[list[int], list[int]]]:
     """Per piece: places of the prompt before it, and its own."""
     return [
@@ -69,17 +78,23 @@ def places_of_pieces(batch: PackedBatch) -> list[tuple[list[int], list[int]]]:
     rule=rules,
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
     block=st.sampled_from([1, 2, 3, 256]),
+    steps=steps,
     seed=st.integers(0, 10**6),
 )
 @settings(deadline=None)
 def test_it_equals_slow_attention_of_each_branch_value_and_gradient(
-    lengths: list[tuple[int, list[int]]], rule: Rule, heads: tuple[int, int], block: int, seed: int
+    lengths: list[tuple[int, list[int]]],
+    rule: Rule,
+    heads: tuple[int, int],
+    block: int,
+    steps: tuple[int, int],
+    seed: int,
 ) -> None:
     batch = pack_branches(make_branches(lengths))
     query = draw(heads[0], batch.n_tokens, 5, seed)
     key, value = draw(heads[1], batch.n_tokens, 5, seed + 1), draw(heads[1], batch.n_tokens, 3, seed + 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "QUERY_BLOCK", block)
+        cut_into_blocks(patch, block, steps)
         found = attend_packed(query, key, value, batch, layer=0, rule=rule)
         weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(seed))
         slopes = torch.autograd.grad((found * weights).sum(), (query, key, value))
@@ -99,11 +114,17 @@ def test_it_equals_slow_attention_of_each_branch_value_and_gradient(
     n_fed=st.lists(st.integers(2, 7), min_size=1, max_size=4),
     rule=rules,
     block=st.sampled_from([1, 3, 256]),
+    steps=steps,
     seed=st.integers(0, 10**6),
 )
 @settings(deadline=None)
 def test_riders_attend_to_what_was_kept_as_if_it_stood_before_them(
-    lengths: list[tuple[int, list[int]]], n_fed: list[int], rule: Rule, block: int, seed: int
+    lengths: list[tuple[int, list[int]]],
+    n_fed: list[int],
+    rule: Rule,
+    block: int,
+    steps: tuple[int, int],
+    seed: int,
 ) -> None:
     branches = make_branches(lengths)
     carrier = pack_branches(branches, keep_prompts=True)
@@ -116,7 +137,7 @@ def test_riders_attend_to_what_was_kept_as_if_it_stood_before_them(
     )
     own: list[Any] = [draw(heads, riders.n_tokens, 4, seed + 3 + n) for n, heads in enumerate((4, 2, 2))]
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(attention, "QUERY_BLOCK", block)
+        cut_into_blocks(patch, block, steps)
         found = attend_packed(*own, riders, layer=3, rule=rule)
         for before, mine in places_of_pieces(riders):
             row = [torch.cat([k[0, :, before], o[0, :, mine]], 1) for k, o in zip(kept, own, strict=True)]
@@ -165,6 +186,37 @@ def test_only_query_key_and_value_are_kept_for_the_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         attend_packed(query, key, value, batch, layer=0, rule=Rule(1.0))
     assert kept == [2 * 50 * 4] * 3
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shapes of batched products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: set[tuple[torch.Size, torch.Size]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bmm.default:
+            self.met.add((args[0].shape, args[1].shape))
+        return func(*args, **kwargs or {})
+
+
+def count_shapes(steps: tuple[int, int]) -> int:
+    draw_length = random.Random(0)
+    with Shapes() as shapes, pytest.MonkeyPatch.context() as patch:
+        cut_into_blocks(patch, 160, steps)
+        for seed in range(20):
+            pairs = [(draw_length.randint(1, 300), [draw_length.randint(2, 200)]) for _ in range(4)]
+            batch = pack_branches(make_branches(pairs))
+            attend_packed(
+                *(draw(1, batch.n_tokens, 2, seed) for _ in range(3)), batch, layer=0, rule=Rule(1.0)
+            )
+    return len(shapes.met)
+
+
+def test_batches_of_new_lengths_bring_few_new_shapes_of_products() -> None:
+    # oneDNN keeps what it made for each of them: see KEY_STEP
+    assert count_shapes((attention.QUERY_STEP, attention.KEY_STEP)) < count_shapes((1, 1)) / 3
 
 
 def test_under_autocast_it_computes_in_its_precision_with_a_float32_softmax() -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from thumbtune.engine.allocator import scratch
 from thumbtune.engine.low_precision import autocast_dtype
 from thumbtune.engine.packing import PackedBatch, Piece
 from thumbtune.engine.varlen import attend_varlen, has_varlen_kernel
@@ -27,6 +28,9 @@ from thumbtune.engine.varlen import attend_varlen, has_varlen_kernel
 PREFIX = "thumbtune_"
 QUERY_BLOCK = 160
 """Queries of one block: bounds the scores that exist at once to heads × block × keys."""
+QUERY_STEP, KEY_STEP = 32, 32
+"""A block is filled up with zeros to multiples of these. oneDNN keeps 0.6 MB of code for each shape of a product in low
+precision, a thousand shapes long, and takes 0.7 ms to make it: shapes have to come again from batch to batch."""
 
 _UNSUPPORTED = ("s_aux", "position_bias", "cache")
 
@@ -139,15 +143,14 @@ class _PackedAttention(torch.autograd.Function):
         rule: Rule,
     ) -> Tensor:
         heads, kv_heads = query.shape[1], key.shape[1]
-        query = query * rule.scaling
         output = query.new_empty(1, query.shape[2], heads, value.shape[-1])
         with torch.autocast(query.device.type, enabled=False):
             for block in _list_blocks(pieces, rule.window):
-                q = _group_heads(query, block, kv_heads)  # (K, R·Bq, D)
+                q = _group_heads(query, block, kv_heads, rule.scaling)  # (K, R·Bq, D)
                 k = _gather_keys(key, kept_key, block)  # (K, Lk, D)
                 weights, _ = _attention_weights(q, k, block, rule)
                 mixed = torch.bmm(weights, _gather_keys(value, kept_value, block))
-                _ungroup_heads(output[0, block.start : block.stop].transpose(0, 1), mixed, kv_heads)
+                _ungroup_heads(output[0, block.start : block.stop].transpose(0, 1), mixed)
         ctx.save_for_backward(query, key, value, kept_key, kept_value)
         ctx.pieces, ctx.rule = pieces, rule
         return output
@@ -162,7 +165,7 @@ class _PackedAttention(torch.autograd.Function):
         grad_output = grad_output.transpose(1, 2).to(query.dtype)
         with torch.autocast(query.device.type, enabled=False):
             for block in _list_blocks(ctx.pieces, ctx.rule.window):
-                q = _group_heads(query, block, kv_heads)
+                q = _group_heads(query, block, kv_heads, ctx.rule.scaling)
                 k = _gather_keys(key, kept_key, block)
                 v = _gather_keys(value, kept_value, block)
                 grad = _group_heads(grad_output, block, kv_heads)
@@ -172,9 +175,7 @@ class _PackedAttention(torch.autograd.Function):
                 grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 if slope is not None:
                     grad_scores = (grad_scores * slope).to(q.dtype)
-                _ungroup_heads(
-                    grad_query[0, :, block.start : block.stop], torch.bmm(grad_scores, k), kv_heads
-                )
+                _ungroup_heads(grad_query[0, :, block.start : block.stop], torch.bmm(grad_scores, k))
                 _scatter_keys(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), block)
         return grad_query.mul_(ctx.rule.scaling), grad_key, grad_value, None, None, None, None
 
@@ -188,6 +189,21 @@ class _Block(NamedTuple):
     own: tuple[int, int]
     first: int
     """Which of these keys is the first query's own position."""
+
+    @property
+    def n_queries(self) -> int:
+        """Zeros behind them included."""
+        return _round_up(self.stop - self.start, QUERY_STEP)
+
+    @property
+    def n_keys(self) -> int:
+        """Zeros behind them included: no query sees so far."""
+        n_prompt = self.prompt[1] - self.prompt[0] if self.prompt else 0
+        return _round_up(n_prompt + self.own[1] - self.own[0], KEY_STEP)
+
+
+def _round_up(n: int, step: int) -> int:
+    return n + -n % step
 
 
 def _list_blocks(pieces: tuple[Piece, ...], window: int | None) -> Iterator[_Block]:
@@ -212,8 +228,10 @@ def _attention_weights(
     Between the products is float32: torch's softmax of bf16 rounds by how long a row is, and a completion would have
     another log-prob beside its siblings than alone.
     """
-    n_queries, n_keys = block.stop - block.start, k.shape[1]
-    scores, slope = torch.bmm(q, k.transpose(1, 2)).float(), None
+    n_queries, n_keys = block.n_queries, block.n_keys
+    shape = (len(q), q.shape[1], n_keys)
+    product = torch.bmm(q, k.transpose(1, 2), out=scratch("products", shape, q))
+    scores, slope = scratch("scores", shape, q, torch.float32).copy_(product), None
     if rule.soft_cap is not None:
         scores.div_(rule.soft_cap).tanh_()
         slope = 1 - scores.square()
@@ -221,7 +239,7 @@ def _attention_weights(
     seen_by_all = block.first if rule.window is None else 0
     mask = _build_mask(n_queries, n_keys - seen_by_all, block.first - seen_by_all, rule.window, q.device)
     scores.view(-1, n_queries, n_keys)[:, :, seen_by_all:] += mask
-    return torch.softmax(scores, -1, out=scores).to(q.dtype), slope
+    return product.copy_(torch.softmax(scores, -1, out=scores)), slope
 
 
 @lru_cache(maxsize=64)
@@ -230,27 +248,35 @@ def _build_mask(n_queries: int, n_keys: int, first: int, window: int | None, dev
     hidden = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(first + 1)
     if window is not None:
         hidden |= torch.ones_like(hidden).tril(first - window)
+    hidden &= ~hidden.all(-1, keepdim=True)  # zeros behind a block's queries may have left its window
     return torch.zeros(n_queries, n_keys, device=device).masked_fill_(hidden, -torch.inf)
 
 
-def _group_heads(x: Tensor, block: _Block, kv_heads: int) -> Tensor:
-    """(1, K·R, T, D) -> (K, R·Bq, D) of a block: the queries that share keys, one below the other."""
-    taken = x[0, :, block.start : block.stop]
-    return taken.reshape(kv_heads, -1, x.shape[-1])
+def _group_heads(x: Tensor, block: _Block, kv_heads: int, scale: float = 1.0) -> Tensor:
+    """(1, K·R, T, D) -> (K, R·Bq, D) of a block: the queries that share keys, one below the other, scaled."""
+    n_queries = block.stop - block.start
+    grouped = x.new_empty(x.shape[1], block.n_queries, x.shape[-1])
+    torch.mul(x[0, :, block.start : block.stop], scale, out=grouped[:, :n_queries])
+    grouped[:, n_queries:] = 0
+    return grouped.view(kv_heads, -1, x.shape[-1])
 
 
-def _ungroup_heads(target: Tensor, grouped: Tensor, kv_heads: int) -> None:
-    """(K, R·Bq, D) into a view (K·R, Bq, D)."""
-    target.copy_(grouped.view(target.shape))
+def _ungroup_heads(target: Tensor, grouped: Tensor) -> None:
+    """(K, R·Bq, D) into a view (K·R, Bq, D) without the zeros."""
+    heads, n_queries, width = target.shape
+    target.copy_(grouped.view(heads, -1, width)[:, :n_queries])
 
 
 def _gather_keys(own: Tensor, kept: Tensor | None, block: _Block) -> Tensor:
     """(K, Lk, D) keys or values that a block sees; the prompt's from the kept row where there is one."""
-    mine = own[0, :, slice(*block.own)]
-    if block.prompt is None:
-        return mine.contiguous()
-    source = own if kept is None else kept
-    return torch.cat([source[0, :, slice(*block.prompt)], mine], dim=1)
+    parts = [own[0, :, slice(*block.own)]]
+    if block.prompt is not None:
+        source = own if kept is None else kept
+        parts.insert(0, source[0, :, slice(*block.prompt)])
+    n_missing = block.n_keys - sum(part.shape[1] for part in parts)
+    if n_missing:
+        parts.append(own.new_zeros(own.shape[1], n_missing, own.shape[-1]))
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()
 
 
 def _scatter_keys(target: Tensor, grad: Tensor, block: _Block) -> None:
@@ -259,4 +285,5 @@ def _scatter_keys(target: Tensor, grad: Tensor, block: _Block) -> None:
     if block.prompt is not None:
         n_prompt = block.prompt[1] - block.prompt[0]
         target[0, :, slice(*block.prompt)] += grad[:, :n_prompt]
-    target[0, :, slice(*block.own)] += grad[:, n_prompt:]
+    n_own = block.own[1] - block.own[0]
+    target[0, :, slice(*block.own)] += grad[:, n_prompt : n_prompt + n_own]

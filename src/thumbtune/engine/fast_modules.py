@@ -29,7 +29,7 @@ from thumbtune.engine.low_precision import (
 from thumbtune.engine.rotary import FastRotaryAttention, derive_rotary_twin
 
 STRETCH = 512
-"""Rows of a norm's backward at once: what is made on the way stays in a CPU's cache."""
+"""Rows of a norm at once: what is made on the way stays in a CPU's cache."""
 
 _TRIAL_TOLERANCE = 1e-5
 
@@ -76,11 +76,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-        rows = x.float()
-        norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (…, 1)
         ctx.save_for_backward(x, weight, scale)
-        return (rows * scale).mul_(weight).to(dtype)
+        return _scale_rows(x, scale, weight, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,6 +96,16 @@ class _RMSNorm(torch.autograd.Function):
             overlap = product.mul_(weight).mean(-1, keepdim=True)
             grad_x[at] = (part * weight).sub_(normed.mul_(overlap)).mul_(scale[at])
         return grad_x.view(x.shape), None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+
+
+def _scale_rows(x: Tensor, scale: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight × x × scale in `dtype`."""
+    result = torch.empty(x.shape, dtype=dtype, device=x.device)
+    rows, scale, into = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, scale, result))
+    for start in range(0, len(rows), STRETCH):
+        at = slice(start, start + STRETCH)
+        into[at] = (rows[at].float() * scale[at]).mul_(weight)
+    return result
 
 
 class FastGatedMLP:

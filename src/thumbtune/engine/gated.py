@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from thumbtune.engine.allocator import scratch
+from thumbtune.engine.low_precision import multiply
+
 
 class GatedSiLU(torch.autograd.Function):
     """silu(gate) × up."""
@@ -30,7 +33,7 @@ class GatedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return functional.linear(gate_up(gate, up), weight)
+        return multiply(gate_up(gate, up, out=scratch("gated", gate.shape, gate)), weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -44,9 +47,10 @@ class GatedDown(torch.autograd.Function):
         return grad_gate, grad_up, grad_weight
 
 
-def gate_up(gate: Tensor, up: Tensor) -> Tensor:
+def gate_up(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """silu(gate) × up."""
-    return functional.silu(gate).mul_(up)
+    active = functional.silu(gate) if out is None else torch.ops.aten.silu.out(gate, out=out)
+    return active.mul_(up)
 
 
 def pull_gate(

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from thumbtune.engine.gated import GatedSiLU, gate_up, pull_gate
-from thumbtune.engine.low_precision import FastLinear, autocast_dtype, low_precision_copy, outdate
+from thumbtune.engine.low_precision import FastLinear, autocast_dtype, low_precision_copy, multiply, outdate
 
 
 class _Plain(NamedTuple):
@@ -138,7 +137,7 @@ def _multiply(x: Tensor, lora: _Plain) -> tuple[Tensor, Tensor]:  # (…, O) and
     """The layer's result, the adapter's product added in place, and x Aᵀ."""
     rows = x.reshape(-1, x.shape[-1])
     low = rows @ lora.a.t()
-    result = functional.linear(rows, lora.weight, lora.bias)
+    result = multiply(rows, lora.weight, lora.bias)
     result.addmm_(low, lora.b.t(), alpha=lora.scaling)
     return result.view(*x.shape[:-1], -1), low
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from thumbtune.engine.allocator import empty_long_lived, empty_short_lived
+
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The precision that autocast asks for on this tensor's device, None outside autocast."""
@@ -30,7 +32,38 @@ class FastLinear(nn.Linear):
             return functional.linear(input, self.weight, self.bias)
         weight, bias = low_precision_copy(self.weight, dtype), low_precision_copy(self.bias, dtype)
         with torch.autocast(input.device.type, enabled=False):
-            return functional.linear(input.to(dtype), weight, bias)  # type: ignore[arg-type]
+            return _Linear.apply(input.to(dtype), weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ + b, in one precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            grad @ weight if needs_x else None,
+            rows.t() @ x.flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # (…, I) -> (…, O)
+    """x Wᵀ + b without gradient, into memory that is freed soon: a layer's result seldom lives to the backward."""
+    rows = x.reshape(-1, x.shape[-1])
+    result = empty_short_lived(x, len(rows), len(weight))
+    if bias is None:
+        torch.mm(rows, weight.t(), out=result)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=result)
+    return result.view(*x.shape[:-1], -1)
 
 
 def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -52,7 +85,7 @@ def kept_copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     state = (parameter._version, parameter.data_ptr())
     kept: _Kept | None = getattr(parameter, "_low_precision", None)
     if kept is None or _describe(kept.copy) != (dtype, parameter.device, parameter.shape):
-        kept = _Kept(state, parameter.detach().to(dtype))
+        kept = _Kept(state, empty_long_lived(parameter, dtype).copy_(parameter.detach()))
     elif kept.state != state:
         kept = _Kept(state, kept.copy.copy_(parameter.detach()))
     parameter._low_precision = kept  # type: ignore[attr-defined]

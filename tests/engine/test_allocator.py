@@ -1,0 +1,114 @@
+"""Where tensors lie: what is freed soon leaves room for its like, what lasts lies apart, and no number changes."""
+
+from __future__ import annotations
+
+import copy
+import mmap
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from thumbtune.engine import allocator
+from thumbtune.engine.allocator import empty_long_lived, empty_short_lived, let_state_last, scratch
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
+
+REUSE = """
+import torch
+from thumbtune.engine.allocator import empty_short_lived, keep_freed_memory
+
+assert keep_freed_memory()
+like = torch.empty(0, dtype=torch.bfloat16)
+reused, saved = 0, []
+for layer in range(20):
+    soon_freed = empty_short_lived(like, 1500, 576)
+    saved.append(torch.empty(1500, 576, dtype=torch.bfloat16))
+    place = soon_freed.data_ptr()
+    del soon_freed
+    saved.append(torch.empty(1500, 576, dtype=torch.bfloat16))
+    reused += abs(saved[-1].data_ptr() - place) < 256
+print(reused)
+"""
+
+
+@on_glibc
+def test_what_is_saved_takes_the_place_of_what_was_freed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REUSE], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert int(done.stdout) >= 18  # other small requests may have cut into one
+
+
+def test_a_short_lived_tensor_is_one_like_any_other() -> None:
+    like = torch.empty(3, dtype=torch.bfloat16)
+    made = empty_short_lived(like, 4, 5)
+    assert (made.shape, made.dtype, made.is_contiguous()) == ((4, 5), torch.bfloat16, True)
+    made[:] = 1
+    assert made.sum() == 20
+    assert empty_short_lived(like, 0, 5).shape == (0, 5)
+
+
+def test_scratch_memory_is_one_a_purpose_and_a_thread_and_grows() -> None:
+    like = torch.empty(0)
+    first, other = scratch("first", (3, 4), like), scratch("other", (3, 4), like)
+    assert first.data_ptr() != other.data_ptr()
+    assert scratch("first", (2, 2), like).data_ptr() == first.data_ptr()
+    assert scratch("first", (2, 2), like, torch.bfloat16).dtype == torch.bfloat16
+    assert scratch("first", (30, 40), like).shape == (30, 40)
+    with ThreadPoolExecutor(1) as thread:
+        elsewhere = thread.submit(scratch, "other", (3, 4), like).result()
+    assert elsewhere.data_ptr() != other.data_ptr()
+
+
+def test_scratch_memory_that_an_inference_made_serves_training() -> None:
+    with torch.inference_mode():
+        scratch("inference", (3,), torch.empty(0)).fill_(1)
+    weight = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        product = torch.mul(weight, 2, out=scratch("inference", (3,), weight))
+    assert product.sum() == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_lived_tensor_has_pages_of_its_own_once_it_is_worth_them(dtype: torch.dtype) -> None:
+    large, small = torch.randn(300, 500), torch.randn(3, 5)
+    for like in (large, small):
+        made = empty_long_lived(like, dtype).copy_(like)
+        assert torch.equal(made, like.to(dtype))
+    if platform.system() == "Linux":
+        assert empty_long_lived(large, dtype).data_ptr() % mmap.PAGESIZE == 0
+    assert copy.deepcopy(empty_long_lived(large, dtype)).shape == large.shape
+
+
+def take_steps(n: int, *, moved_after: int | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
+    """Weights after AdamW's steps on a fixed slope; its state is told to last before step `moved_after`."""
+    layer = nn.Linear(300, 500)
+    with torch.no_grad():
+        for number, weight in enumerate(layer.parameters()):
+            weight.copy_(torch.linspace(-1, 1 + number, weight.numel()).view_as(weight))
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for step in range(n):
+        if step == moved_after:
+            let_state_last(optimizer)
+        for weight in layer.parameters():
+            weight.grad = weight.detach().cos() * (step + 1)
+        optimizer.step()
+    return [weight.detach() for weight in layer.parameters()], optimizer
+
+
+@pytest.mark.parametrize("moved_after", [0, 1])
+def test_moving_the_optimizer_s_state_changes_no_step(moved_after: int) -> None:
+    plain, _ = take_steps(4, moved_after=None)
+    moved, optimizer = take_steps(4, moved_after=moved_after)
+    assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
+    assert not optimizer._optimizer_step_post_hooks, "once is enough"
+    if platform.system() == "Linux":
+        states = [state["exp_avg"] for state in optimizer.state.values()]
+        large = [state for state in states if state.nbytes >= allocator._LEAST_MAPPING]
+        assert large
+        assert all(state.data_ptr() % mmap.PAGESIZE == 0 for state in large)
