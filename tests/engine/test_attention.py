@@ -216,7 +216,7 @@ def count_shapes(steps: tuple[int, int]) -> int:
 
 def test_batches_of_new_lengths_bring_few_new_shapes_of_products() -> None:
     # oneDNN keeps what it made for each of them: see KEY_STEP
-    assert count_shapes((attention.QUERY_STEP, attention.KEY_STEP)) < count_shapes((1, 1)) / 3
+    assert count_shapes((attention.QUERY_STEP, attention.KEY_STEP)) < count_shapes((1, 1)) / 2
 
 
 def test_under_autocast_it_computes_in_its_precision_with_a_float32_softmax() -> None:

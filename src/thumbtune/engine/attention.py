@@ -28,7 +28,7 @@ from thumbtune.engine.varlen import attend_varlen, has_varlen_kernel
 PREFIX = "thumbtune_"
 QUERY_BLOCK = 160
 """Queries of one block: bounds the scores that exist at once to heads × block × keys."""
-QUERY_STEP, KEY_STEP = 32, 32
+QUERY_STEP, KEY_STEP = 16, 32
 """A block is filled up with zeros to multiples of these. oneDNN keeps 0.6 MB of code for each shape of a product in low
 precision, a thousand shapes long, and takes 0.7 ms to make it: shapes have to come again from batch to batch."""
 
@@ -256,8 +256,11 @@ def _group_heads(x: Tensor, block: _Block, kv_heads: int, scale: float = 1.0) ->
     """(1, K·R, T, D) -> (K, R·Bq, D) of a block: the queries that share keys, one below the other, scaled."""
     n_queries = block.stop - block.start
     grouped = x.new_empty(x.shape[1], block.n_queries, x.shape[-1])
-    torch.mul(x[0, :, block.start : block.stop], scale, out=grouped[:, :n_queries])
-    grouped[:, n_queries:] = 0
+    grouped[:, :n_queries] = x[0, :, block.start : block.stop]
+    if n_queries < block.n_queries:
+        grouped[:, n_queries:] = 0
+    if scale != 1.0:
+        grouped.mul_(scale)
     return grouped.view(kv_heads, -1, x.shape[-1])
 
 

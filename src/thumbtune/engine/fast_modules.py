@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thumbtune.engine.allocator import scratch
 from thumbtune.engine.gated import GatedDown, GatedSiLU
 from thumbtune.engine.lora import FastLoraLinear
 from thumbtune.engine.low_precision import (
@@ -29,7 +30,7 @@ from thumbtune.engine.low_precision import (
 from thumbtune.engine.rotary import FastRotaryAttention, derive_rotary_twin
 
 STRETCH = 512
-"""Rows of a norm at once: what is made on the way stays in a CPU's cache."""
+"""Rows of a norm's backward at once: what is made on the way stays in a CPU's cache."""
 
 _TRIAL_TOLERANCE = 1e-5
 
@@ -79,7 +80,8 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (…, 1)
         ctx.save_for_backward(x, weight, scale)
-        return _scale_rows(x, scale, weight, dtype)
+        scaled = torch.mul(x, scale, out=scratch("norm", x.shape, scale))
+        return scaled.mul_(weight).to(dtype, copy=True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,16 +98,6 @@ class _RMSNorm(torch.autograd.Function):
             overlap = product.mul_(weight).mean(-1, keepdim=True)
             grad_x[at] = (part * weight).sub_(normed.mul_(overlap)).mul_(scale[at])
         return grad_x.view(x.shape), None if grad_weight is None else grad_weight.to(weight.dtype), None, None
-
-
-def _scale_rows(x: Tensor, scale: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight × x × scale in `dtype`."""
-    result = torch.empty(x.shape, dtype=dtype, device=x.device)
-    rows, scale, into = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, scale, result))
-    for start in range(0, len(rows), STRETCH):
-        at = slice(start, start + STRETCH)
-        into[at] = (rows[at].float() * scale[at]).mul_(weight)
-    return result
 
 
 class FastGatedMLP:
