@@ -81,13 +81,6 @@ OPERATION_MISTAKES = [
         "q = _group_heads(query, block, kv_heads)",
         (ATTENDS,),
     ),
-    Mistake(
-        "zeros behind a block's queries see no key at all",
-        "engine/attention.py",
-        "hidden &= ~hidden.all(-1, keepdim=True)",
-        "pass",
-        (ATTENDS,),
-    ),
     # ---- its head
     Mistake(
         "the slope of the head's soft cap is missing",

@@ -24,7 +24,7 @@ rules = st.builds(
     st.none() | st.integers(1, 12),
     st.none() | st.sampled_from([0.7, 5.0]),
 )
-steps = st.sampled_from([(1, 1), (4, 3), (32, 32)])
+steps = st.sampled_from([(1, 1), (4, 8), (16, 32)])
 """To multiples of what queries and keys of a block are filled up."""
 lengths = st.lists(  # per prompt: its length, and those of its completions
     st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=3)),

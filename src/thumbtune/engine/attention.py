@@ -30,7 +30,8 @@ QUERY_BLOCK = 160
 """Queries of one block: bounds the scores that exist at once to heads × block × keys."""
 QUERY_STEP, KEY_STEP = 16, 32
 """A block is filled up with zeros to multiples of these. oneDNN keeps 0.6 MB of code for each shape of a product in low
-precision, a thousand shapes long, and takes 0.7 ms to make it: shapes have to come again from batch to batch."""
+precision, a thousand shapes long, and takes 0.7 ms to make it: shapes have to come again from batch to batch.
+Keys in multiples of the queries' step: so a query of zeros sees a key of zeros, where a window hides all others."""
 
 _UNSUPPORTED = ("s_aux", "position_bias", "cache")
 
@@ -248,7 +249,6 @@ def _build_mask(n_queries: int, n_keys: int, first: int, window: int | None, dev
     hidden = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).triu(first + 1)
     if window is not None:
         hidden |= torch.ones_like(hidden).tril(first - window)
-    hidden &= ~hidden.all(-1, keepdim=True)  # zeros behind a block's queries may have left its window
     return torch.zeros(n_queries, n_keys, device=device).masked_fill_(hidden, -torch.inf)
 
 

@@ -33,7 +33,7 @@ class GatedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return multiply(gate_up(gate, up, out=scratch("gated", gate.shape, gate)), weight)
+        return multiply(gate_up_in_scratch(gate, up), weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -47,10 +47,14 @@ class GatedDown(torch.autograd.Function):
         return grad_gate, grad_up, grad_weight
 
 
-def gate_up(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
+def gate_up(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) × up."""
-    active = functional.silu(gate) if out is None else torch.ops.aten.silu.out(gate, out=out)
-    return active.mul_(up)
+    return functional.silu(gate).mul_(up)
+
+
+def gate_up_in_scratch(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) × up, to be used up before the next layer's."""
+    return torch.ops.aten.silu.out(gate, out=scratch("gated", gate.shape, gate)).mul_(up)
 
 
 def pull_gate(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from thumbtune.engine.gated import GatedSiLU, gate_up, pull_gate
+from thumbtune.engine.gated import GatedSiLU, gate_up_in_scratch, pull_gate
 from thumbtune.engine.low_precision import FastLinear, autocast_dtype, low_precision_copy, multiply, outdate
 
 
@@ -116,7 +116,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        result, low = _multiply(gate_up(gate, up), _Plain(weight, bias, a, b, scaling))
+        result, low = _multiply(gate_up_in_scratch(gate, up), _Plain(weight, bias, a, b, scaling))
         ctx.save_for_backward(gate, up, weight, a, b, low)
         ctx.scaling = scaling
         return result

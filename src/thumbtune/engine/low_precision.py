@@ -63,7 +63,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  
         torch.mm(rows, weight.t(), out=result)
     else:
         torch.addmm(bias, rows, weight.t(), out=result)
-    return result.view(*x.shape[:-1], -1)
+    return result.view(*x.shape[:-1], len(weight))
 
 
 def low_precision_copy(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -319,8 +319,9 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, ComputesLosses, SavesWho
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """transformers' own; what its first step makes is moved out of the way of what steps come and go with."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if self._keeps_memory:
+        if is_new and self._keeps_memory:
             let_state_last(optimizer)
         return optimizer
 
