@@ -133,13 +133,6 @@ OPERATION_MISTAKES = [
     ),
     # ---- its modules
     Mistake(
-        "the optimizer's state is moved without its numbers",
-        "engine/allocator.py",
-        "value.set_(empty_long_lived(value, value.dtype).copy_(value))",
-        "value.set_(empty_long_lived(value, value.dtype))",
-        ("engine/test_allocator.py::test_moving_the_optimizer_s_state_changes_no_step[0]",),
-    ),
-    Mistake(
         "the norm's gradient forgets that the norm moves",
         "engine/fast_modules.py",
         ".sub_(normed.mul_(overlap))",

@@ -11,10 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from thumbtune.engine import allocator
-from thumbtune.engine.allocator import empty_long_lived, empty_short_lived, let_state_last, scratch
+from thumbtune.engine.allocator import empty_long_lived, empty_short_lived, scratch
 
 on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
 
@@ -83,32 +81,3 @@ def test_a_long_lived_tensor_has_pages_of_its_own_once_it_is_worth_them(dtype: t
     if platform.system() == "Linux":
         assert empty_long_lived(large, dtype).data_ptr() % mmap.PAGESIZE == 0
     assert copy.deepcopy(empty_long_lived(large, dtype)).shape == large.shape
-
-
-def take_steps(n: int, *, moved_after: int | None) -> tuple[list[Tensor], torch.optim.Optimizer]:
-    """Weights after AdamW's steps on a fixed slope; its state is told to last before step `moved_after`."""
-    layer = nn.Linear(300, 500)
-    with torch.no_grad():
-        for number, weight in enumerate(layer.parameters()):
-            weight.copy_(torch.linspace(-1, 1 + number, weight.numel()).view_as(weight))
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
-    for step in range(n):
-        if step == moved_after:
-            let_state_last(optimizer)
-        for weight in layer.parameters():
-            weight.grad = weight.detach().cos() * (step + 1)
-        optimizer.step()
-    return [weight.detach() for weight in layer.parameters()], optimizer
-
-
-@pytest.mark.parametrize("moved_after", [0, 1])
-def test_moving_the_optimizer_s_state_changes_no_step(moved_after: int) -> None:
-    plain, _ = take_steps(4, moved_after=None)
-    moved, optimizer = take_steps(4, moved_after=moved_after)
-    assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
-    assert not optimizer._optimizer_step_post_hooks, "once is enough"
-    if platform.system() == "Linux":
-        states = [state["exp_avg"] for state in optimizer.state.values()]
-        large = [state for state in states if state.nbytes >= allocator._LEAST_MAPPING]
-        assert large
-        assert all(state.data_ptr() % mmap.PAGESIZE == 0 for state in large)

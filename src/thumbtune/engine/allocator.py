@@ -74,16 +74,3 @@ def empty_long_lived(like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.empty(like.shape, dtype=dtype, device=like.device)
     memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(like.shape)
-
-
-def let_state_last(optimizer: torch.optim.Optimizer) -> None:
-    """Have what the optimizer's next step makes, its state, be long-lived from then on."""
-
-    def move_apart(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        handle.remove()
-        for state in optimizer.state.values():
-            for value in state.values():
-                if type(value) is Tensor and value.is_contiguous():
-                    value.set_(empty_long_lived(value, value.dtype).copy_(value))  # type: ignore[call-overload]
-
-    handle = optimizer.register_step_post_hook(move_apart)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import set_seed
 
-from thumbtune.engine.allocator import keep_freed_memory, let_state_last
+from thumbtune.engine.allocator import keep_freed_memory
 from thumbtune.engine.fast_modules import speed_up_modules
 from thumbtune.engine.low_precision import drop_low_precision_copies
 from thumbtune.engine.microbatches import cut_batch
@@ -251,7 +251,7 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, ComputesLosses, SavesWho
             resume_from_checkpoint = self.ranks.decide(
                 partial(find_checkpoint, resume_from_checkpoint, folder)
             )
-        if self._keeps_memory:
+        if self.args.keep_freed_memory and self.args.device.type == "cpu":
             keep_freed_memory()
         if not self._is_sharded:
             self._score_references()
@@ -302,10 +302,6 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, ComputesLosses, SavesWho
             epoch += 1
 
     @property
-    def _keeps_memory(self) -> bool:
-        return self.args.keep_freed_memory and self.args.device.type == "cpu"
-
-    @property
     def _whole_model(self) -> Any:
         """The model for passes without gradient: wrapped only where each rank holds a part of the weights."""
         return self.model_wrapped if self._is_sharded else self.model
@@ -316,14 +312,6 @@ class PreferenceTrainer(ScoresReference, EvaluatesRows, ComputesLosses, SavesWho
         return self.ranks.decide(partial(describe_run, self))
 
     # ---- one step
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """transformers' own; what its first step makes is moved out of the way of what steps come and go with."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new and self._keeps_memory:
-            let_state_last(optimizer)
-        return optimizer
 
     def get_train_dataloader(self) -> PlanLoader | StreamLoader:
         """The plan's batches, this rank's share of each."""
