@@ -1,9 +1,7 @@
-"""Where tensors lie: what is freed soon leaves room for its like, what lasts lies apart, and no number changes."""
+"""Where tensors lie: what is freed soon leaves room for its like, and scratch memory is the caller's alone."""
 
 from __future__ import annotations
 
-import copy
-import mmap
 import platform
 import subprocess
 import sys
@@ -12,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from thumbtune.engine.allocator import empty_long_lived, empty_short_lived, scratch
+from thumbtune.engine.allocator import empty_short_lived, scratch
 
 on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's allocator")
 
@@ -70,14 +68,3 @@ def test_scratch_memory_that_an_inference_made_serves_training() -> None:
     with torch.no_grad():
         product = torch.mul(weight, 2, out=scratch("inference", (3,), weight))
     assert product.sum() == 6
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_long_lived_tensor_has_pages_of_its_own_once_it_is_worth_them(dtype: torch.dtype) -> None:
-    large, small = torch.randn(300, 500), torch.randn(3, 5)
-    for like in (large, small):
-        made = empty_long_lived(like, dtype).copy_(like)
-        assert torch.equal(made, like.to(dtype))
-    if platform.system() == "Linux":
-        assert empty_long_lived(large, dtype).data_ptr() % mmap.PAGESIZE == 0
-    assert copy.deepcopy(empty_long_lived(large, dtype)).shape == large.shape

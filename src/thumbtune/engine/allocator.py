@@ -7,7 +7,6 @@ not shrink while it runs, and holes between tensors count. So that they stay few
 - Torch asks for aligned memory, for which glibc wants 96 bytes more than a tensor's own: where one was freed, none of
   the same size ever fits. What a layer frees soon gets that room, and what is saved for the backward takes its place.
 - What is used up inside one function is scratch memory, which stays.
-- What lasts as long as training gets mappings of its own, and does not stand between what comes and goes.
 
 Measured in LOG.md (2026-11-25 and 26).
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 import platform
 import threading
 from collections.abc import Sequence
@@ -31,8 +29,6 @@ _STEP = 64 * 2**20
 """The heap grows by so many bytes at a time."""
 _ROOM = 256
 """Bytes behind a short-lived tensor: more than glibc wants for torch's alignment."""
-_LEAST_MAPPING = 2**17
-"""Bytes from which a long-lived tensor is worth a mapping, which takes whole pages."""
 
 
 def keep_freed_memory() -> bool:
@@ -65,12 +61,3 @@ def empty_short_lived(like: Tensor, *shape: int) -> Tensor:
         return like.new_empty(shape)
     size = math.prod(shape)
     return like.new_empty(size + _ROOM // like.element_size())[:size].view(shape)
-
-
-def empty_long_lived(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of the same shape, anything in it, to be kept as long as training."""
-    n_bytes = like.numel() * dtype.itemsize
-    if like.device.type != "cpu" or platform.system() != "Linux" or n_bytes < _LEAST_MAPPING:
-        return torch.empty(like.shape, dtype=dtype, device=like.device)
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(like.shape)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from thumbtune.engine.allocator import empty_long_lived, empty_short_lived
+from thumbtune.engine.allocator import empty_short_lived
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -47,10 +47,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         return (
             grad @ weight if needs_x else None,
-            rows.t() @ x.flatten(0, -2) if needs_weight else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
 
@@ -85,7 +85,7 @@ def kept_copy(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     state = (parameter._version, parameter.data_ptr())
     kept: _Kept | None = getattr(parameter, "_low_precision", None)
     if kept is None or _describe(kept.copy) != (dtype, parameter.device, parameter.shape):
-        kept = _Kept(state, empty_long_lived(parameter, dtype).copy_(parameter.detach()))
+        kept = _Kept(state, parameter.detach().to(dtype))
     elif kept.state != state:
         kept = _Kept(state, kept.copy.copy_(parameter.detach()))
     parameter._low_precision = kept  # type: ignore[attr-defined]
