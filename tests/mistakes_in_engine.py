@@ -255,6 +255,13 @@ ENGINE_MISTAKES = [
         (f"{PATHS}::test_a_layer_with_a_mask_of_its_own_runs_padded",),
     ),
     Mistake(
+        "a product sums all keys at once",
+        "engine/attention.py",
+        "KEY_STRETCH = 1024",
+        "KEY_STRETCH = 1 << 20",
+        ("engine/test_attention.py::test_a_completion_has_the_same_bits_beside_siblings_as_alone",),
+    ),
+    Mistake(
         "attention dropout is looked for in evaluation alone",
         "engine/packed.py",
         "        _let_attention_train(causal)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def make_settings(model: Path, out: Path) -> SimulationSettings:
         cycles=2,
         taste="no_flattery",
         system=None,
-        n_prompts=12,
+        n_prompts=60,  # few votes on one answer: whose voters are all held out, nobody trains on
         n_held_out=4,
         samples_per_prompt=2,
         max_new_tokens=8,
@@ -78,7 +79,18 @@ def test_a_small_one_runs_unattended_and_tells_of_every_cycle(simulated: Path) -
         assert set(turn["up_rate"]) == {"mean", "low", "high", "n"}
         assert turn["up_rate"]["n"] == 8
     assert result["nan_run_survived"] is True
-    assert {"planted_worse_rolled_back", "planted_flatterer_refused"} <= set(result)
+    for planted in ("planted_worse_rolled_back", "planted_flatterer_refused"):
+        assert isinstance(result[planted], bool)
+
+
+def test_where_no_cycle_trained_nothing_is_planted_and_it_says_so(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    settings = replace(make_settings(tiny_model_path, tmp_path / "run"), chats=32, cycles=2)
+    result = Simulation(settings, lambda name: nullcontext(lambda *_: None)).run()
+    assert result["planted_worse_rolled_back"] is None
+    assert result["planted_flatterer_refused"] is None
+    assert result["planted_worse"]["state"] == result["planted_flatterer"]["state"] == "not planted"
 
 
 def test_a_folder_that_holds_something_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:

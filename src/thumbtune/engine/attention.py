@@ -32,6 +32,8 @@ QUERY_STEP, KEY_STEP = 16, 32
 """A block is filled up with zeros to multiples of these. oneDNN keeps 0.6 MB of code for each shape of a product in low
 precision, a thousand shapes long, and takes 0.7 ms to make it: shapes have to come again from batch to batch.
 Keys in multiples of the queries' step: so a query of zeros sees a key of zeros, where a window hides all others."""
+KEY_STRETCH = 1024
+"""oneDNN's sums over more keys than these are of another order with every number of keys, zeros counted."""
 
 _UNSUPPORTED = ("s_aux", "position_bias", "cache")
 
@@ -150,7 +152,7 @@ class _PackedAttention(torch.autograd.Function):
                 q = _group_heads(query, block, kv_heads, rule.scaling)  # (K, R·Bq, D)
                 k = _gather_keys(key, kept_key, block)  # (K, Lk, D)
                 weights, _ = _attention_weights(q, k, block, rule)
-                mixed = torch.bmm(weights, _gather_keys(value, kept_value, block))
+                mixed = _sum_over_keys(weights, _gather_keys(value, kept_value, block))
                 _ungroup_heads(output[0, block.start : block.stop].transpose(0, 1), mixed)
         ctx.save_for_backward(query, key, value, kept_key, kept_value)
         ctx.pieces, ctx.rule = pieces, rule
@@ -176,7 +178,7 @@ class _PackedAttention(torch.autograd.Function):
                 grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 if slope is not None:
                     grad_scores = (grad_scores * slope).to(q.dtype)
-                _ungroup_heads(grad_query[0, :, block.start : block.stop], torch.bmm(grad_scores, k))
+                _ungroup_heads(grad_query[0, :, block.start : block.stop], _sum_over_keys(grad_scores, k))
                 _scatter_keys(grad_key, torch.bmm(grad_scores.transpose(1, 2), q), block)
         return grad_query.mul_(ctx.rule.scaling), grad_key, grad_value, None, None, None, None
 
@@ -241,6 +243,19 @@ def _attention_weights(
     mask = _build_mask(n_queries, n_keys - seen_by_all, block.first - seen_by_all, rule.window, q.device)
     scores.view(-1, n_queries, n_keys)[:, :, seen_by_all:] += mask
     return product.copy_(torch.softmax(scores, -1, out=scores)), slope
+
+
+def _sum_over_keys(weights: Tensor, keys: Tensor) -> Tensor:  # (K, R·Bq, Lk), (K, Lk, D) -> (K, R·Bq, D)
+    """Their product, one stretch of keys after the other: the same bits however many zeros fill the block up.
+
+    A row's block ends elsewhere beside its siblings than alone, and so has other zeros.
+    """
+    if weights.shape[-1] <= KEY_STRETCH:
+        return torch.bmm(weights, keys)
+    total = keys.new_zeros(*weights.shape[:2], keys.shape[-1], dtype=torch.float32)
+    for some, those in zip(weights.split(KEY_STRETCH, -1), keys.split(KEY_STRETCH, 1), strict=True):
+        total += torch.bmm(some, those)
+    return total.to(keys.dtype)
 
 
 @lru_cache(maxsize=64)

@@ -50,6 +50,7 @@ OnStage = Callable[[str], AbstractContextManager[Any]]
 
 AT_ONCE = 32
 """Chats that are under way together; the canary is looked at after each such batch."""
+NOTHING_TO_PLANT = {"state": "not planted", "reasons": ["no cycle had votes enough to train"]}
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,9 @@ class Simulation:
 
     async def _plant_worse(self, number: int) -> dict[str, Any]:
         """A candidate that learned from thumbs the wrong way round, past the gate, on users."""
+        snapshot = self._find_last_snapshot()
+        if snapshot is None:
+            return {"planted_worse_rolled_back": None, "planted_worse": NOTHING_TO_PLANT}
         before = await asyncio.to_thread(find_pointer, self.store)
         assert before is not None
         champion = find_version(self.store, before.version)
@@ -307,7 +311,7 @@ class Simulation:
                 make_worse,
                 self.loop,
                 champion,
-                self._last_snapshot(),
+                snapshot,
                 self.settings.out / "planted-worse",
                 progress,
             )
@@ -344,6 +348,9 @@ class Simulation:
         }
 
     async def _plant_flatterer(self) -> dict[str, Any]:
+        snapshot = self._find_last_snapshot()
+        if snapshot is None:
+            return {"planted_flatterer_refused": None, "planted_flatterer": NOTHING_TO_PLANT}
         pointer = await asyncio.to_thread(find_pointer, self.store)
         assert pointer is not None
         champion = find_version(self.store, pointer.version)
@@ -352,15 +359,16 @@ class Simulation:
                 bring_flatterer_to_the_gate,
                 self.loop,
                 champion,
-                self._last_snapshot(),
+                snapshot,
                 self.settings.out / "planted-flatterer",
                 progress,
             )
         return {"planted_flatterer_refused": told["outcome"] == "refuse", "planted_flatterer": told}
 
-    def _last_snapshot(self) -> Path:
-        cycle = next(one for one in list_cycles(self.store) if "train" in one.steps)
-        return Path(cycle.steps["snapshot"].result["folder"])
+    def _find_last_snapshot(self) -> Path | None:
+        """The votes that a candidate was last trained on; None where every cycle so far ended before it trained."""
+        trained = (cycle for cycle in list_cycles(self.store) if "train" in cycle.steps)
+        return next((Path(cycle.steps["snapshot"].result["folder"]) for cycle in trained), None)
 
     async def _serve_page(self) -> Any:
         """The page of the service on loopback, for who wants to look on."""
