@@ -83,7 +83,8 @@ def simulate(
         print(f"cycle {turn['cycle']}: up-rate {told} {canary} {turn.get('outcome', '')}")
     for name in ("planted_worse_rolled_back", "planted_flatterer_refused", "nan_run_survived"):
         if name in result:
-            told = {True: "yes", False: "NO", None: "not planted, no cycle had votes enough to train"}[result[name]]
+            outcome = {True: "yes", False: "NO", None: "not planted: no cycle trained"}
+            told = outcome[result[name]]
             print(f"{name.replace('_', ' ')}: {told}")
     print(f"{out / 'simulation.json'}, {result['minutes']} minutes")
 
