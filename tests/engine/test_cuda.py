@@ -18,7 +18,7 @@ from engine.families import (
     slow_log_probs,
 )
 from engine.test_attention import draw, make_branches
-from thumbtune.engine import attention
+from thumbtune.engine import attention, reference
 from thumbtune.engine.attention import Rule, attend_packed
 from thumbtune.engine.logprobs import Branch
 from thumbtune.engine.packing import pack_branches, pack_riders
@@ -78,7 +78,7 @@ def test_the_kernel_gives_what_blocks_give_value_and_gradient(
             ride = [rounded(draw(n, riders.n_tokens, size, 7 + n)) for n in (heads[0], heads[1], heads[1])]
         with torch.no_grad():
             riding = attend_packed(*(x.to(device, dtype) for x in ride), riders, layer=0, rule=rule)
-        found[device] = [x.float().cpu() for x in (output, *grads, riding)]
+        found[device] = [x.detach().float().cpu() for x in (output, *grads, riding)]
     assert len(kernel_calls) == 2
     for expected, on_gpu in zip(found["cpu"], found["cuda"], strict=True):
         # a window of one key leaves queries and keys no gradient
@@ -112,6 +112,18 @@ def test_a_family_packs_on_a_gpu_in_float32(family: str) -> None:
     assert_same_gradients(found, expected_gradients, tolerance=1e-4)
 
 
+def test_weights_on_a_gpu_have_the_fingerprint_that_they_have_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reference, "_STAGING_BYTES", 1000)
+    model = build("llama")
+    on_cpu = reference.fingerprint_weights(model)
+    assert reference.fingerprint_weights(model.cuda()) == on_cpu
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[-1] += 1
+    assert reference.fingerprint_weights(model) != on_cpu
+
+
 def gradients_on(log_probs: Tensor, model: Any) -> dict[str, Tensor]:
     with torch.device(log_probs.device):
         return gradients(model, log_probs)
@@ -134,7 +146,7 @@ def test_a_family_in_bf16_calls_the_kernel_and_stays_near_float32(
         ours, carrier = path.carry(model, branches)
         riding = carrier.ride(model, branches).cpu()
     assert len(kernel_calls) >= 2 * model.config.num_hidden_layers
-    allowed = max(3 * float((plain - expected).abs().max()), 0.05)
+    allowed = max(3 * float((plain - expected).detach().abs().max()), 0.05)
     for log_probs in (found, ours.cpu(), riding):
         assert float((log_probs - expected).detach().abs().max()) <= allowed
 

@@ -29,6 +29,9 @@ from thumbtune.engine.paths import LogProbPath
 from thumbtune.engine.ranks import Ranks
 from thumbtune.version import __version__
 
+_STAGING_BYTES = 1 << 26
+"""Of pinned memory, by way of which weights come from a GPU to be hashed: several times faster than without."""
+
 
 def reference_log_probs(
     model: Any,
@@ -76,12 +79,15 @@ def fingerprint_weights(model: Any, *, without: str | None = None) -> str:
     """
     import xxhash
 
-    digest = xxhash.xxh3_128()
+    digest, staging = xxhash.xxh3_128(), None
     for name, tensor in sorted(model.state_dict().items()):
         if without is not None and without in name:
             continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if tensor.is_cuda and staging is None:
+            staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=True)
+        for part in tensor.detach().contiguous().flatten().view(torch.uint8).split(_STAGING_BYTES):
+            digest.update((part.cpu() if staging is None else staging[: len(part)].copy_(part)).numpy())
     return digest.hexdigest()
 
 
