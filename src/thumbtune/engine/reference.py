@@ -87,7 +87,8 @@ def fingerprint_weights(model: Any, *, without: str | None = None) -> str:
         if tensor.is_cuda and staging is None:
             staging = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=True)
         for part in tensor.detach().contiguous().flatten().view(torch.uint8).split(_STAGING_BYTES):
-            digest.update((part.cpu() if staging is None else staging[: len(part)].copy_(part)).numpy())
+            on_cpu: Any = part.cpu() if staging is None else staging[: len(part)].copy_(part)
+            digest.update(on_cpu.numpy())
     return digest.hexdigest()
 
 
