@@ -81,11 +81,10 @@ def simulate(
         told = f"{rate['mean']:.0%} ({rate['low']:.0%} to {rate['high']:.0%}, n = {rate['n']:.0f})"
         canary = turn.get("canary", {}).get("state", "")
         print(f"cycle {turn['cycle']}: up-rate {told} {canary} {turn.get('outcome', '')}")
+    answers = {True: "yes", False: "NO", None: "not planted, no cycle had trained yet"}
     for name in ("planted_worse_rolled_back", "planted_flatterer_refused", "nan_run_survived"):
         if name in result:
-            outcome = {True: "yes", False: "NO", None: "not planted: no cycle trained"}
-            told = outcome[result[name]]
-            print(f"{name.replace('_', ' ')}: {told}")
+            print(f"{name.replace('_', ' ')}: {answers[result[name]]}")
     print(f"{out / 'simulation.json'}, {result['minutes']} minutes")
 
 

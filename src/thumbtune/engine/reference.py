@@ -30,7 +30,7 @@ from thumbtune.engine.ranks import Ranks
 from thumbtune.version import __version__
 
 _STAGING_BYTES = 1 << 26
-"""Of pinned memory, by way of which weights come from a GPU to be hashed: several times faster than without."""
+"""Of pinned memory, by way of which weights come from a GPU to be hashed."""
 
 
 def reference_log_probs(

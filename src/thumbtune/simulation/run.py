@@ -50,7 +50,8 @@ OnStage = Callable[[str], AbstractContextManager[Any]]
 
 AT_ONCE = 32
 """Chats that are under way together; the canary is looked at after each such batch."""
-NOTHING_TO_PLANT = {"state": "not planted", "reasons": ["no cycle had votes enough to train"]}
+NOTHING_TO_PLANT = {"state": "not planted", "reasons": ["no cycle has trained yet"]}
+"""What is told of a candidate that could not be made, for want of votes that one was trained on."""
 
 
 @dataclass(frozen=True)
