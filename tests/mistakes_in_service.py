@@ -12,6 +12,7 @@ BROKEN_OFF = "gateway/test_broken_off.py"
 SECURITY = "gateway/test_security.py"
 LOCAL = "gateway/test_local_engine.py"
 PROTOCOL = "gateway/test_protocol.py"
+UPSTREAM = "gateway/test_upstream.py"
 
 SERVICE_MISTAKES = [
     Mistake(
@@ -199,5 +200,14 @@ SERVICE_MISTAKES = [
         "held[gap, :, : self._length] = held[place, :, : self._length]",
         "pass",
         (f"{LOCAL}::test_rows_that_join_and_leave_at_any_step_change_nobody",),
+    ),
+    Mistake(
+        "idle connections are kept for longer than servers keep them",
+        "gateway/upstream.py",
+        "keepalive_timeout=IDLE_SECONDS",
+        "keepalive_timeout=15.0",
+        (
+            f"{UPSTREAM}::test_connections_that_idled_lose_no_request_though_the_upstream_closes_them_after_five_seconds",
+        ),
     ),
 ]

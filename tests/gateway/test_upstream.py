@@ -41,7 +41,7 @@ def pair(serve_one: Serve) -> Iterator[Pair]:
     stub = Stub()
     with ExitStack() as stack:
         url = stack.enter_context(serve(stub.app)) + "/v1"
-        engine = Upstream(url, api_key="upstream-secret", timeout_seconds=1.0)
+        engine = Upstream(url, api_key="upstream-secret", timeout_seconds=2.0)
         yield Pair(serve_one(engine, user_tokens="100000000/minute"), stub, url)
 
 
@@ -258,6 +258,24 @@ def test_a_connection_that_was_not_made_is_tried_again(pair: Pair, monkeypatch: 
     assert len(pair.stub.bodies) == n_asked + 1
 
 
+def test_connections_that_idled_lose_no_request_though_the_upstream_closes_them_after_five_seconds(
+    pair: Pair,
+) -> None:
+    async def ask_in_two_bursts() -> None:
+        engine = Upstream(pair.url, api_key=None, timeout_seconds=10.0)
+        await engine.start()
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        try:
+            for rest in (4.85, 0.0):
+                await asyncio.gather(*(engine.complete(body, "big-model") for _ in range(100)))
+                await asyncio.sleep(rest)
+                time.sleep(0.15)  # a busy loop has not seen yet that its connections ended
+        finally:
+            await engine.close(0)
+
+    asyncio.run(ask_in_two_bursts())
+
+
 # Adapters
 
 
@@ -329,7 +347,7 @@ def test_two_hundred_streams_at_once_all_arrive_whole(pair: Pair) -> None:
         response = await client.post("/v1/chat/completions", json=body)
         assert response.status_code == 200
         events = [json.loads(line[6:]) for line in response.text.split("\n\n") if line[6:7] == "{"]
-        assert said(events) == f"drip {number} a b c d"
+        assert said(events) == f"drip {number} a b c d", events
         return str(events[-1]["thumbtune"]["completion_id"])
 
     async def ask_all() -> list[str]:

@@ -23,6 +23,10 @@ from thumbtune.store.secrets import open_secrets
 
 log = logging.getLogger("thumbtune.gateway")
 
+IDLE_SECONDS = 75
+"""How long a client's idle connection is kept: longer than clients (5 s) and proxies (60 s) keep theirs, since whoever
+closes first must not be the one who is being written to."""
+
 
 def run_gateway(settings: GatewaySettings) -> None:
     """Serve until a signal comes; answers in flight finish and waiting votes are written before it ends.
@@ -55,6 +59,7 @@ def _serve(gateway: Gateway, listening: socket.socket) -> None:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             h11_max_incomplete_event_size=64 * 1024,
         )

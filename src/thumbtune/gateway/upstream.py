@@ -23,6 +23,9 @@ from thumbtune.store.models import ModelVersion
 CONNECT_SECONDS = 5.0
 CONNECT_TRIES = 3
 MAX_CONNECTIONS = 2_000
+IDLE_SECONDS = 3.0
+"""How long an idle connection is kept: uvicorn (so vLLM) and llama.cpp's server close theirs after 5 s, and a request
+on its way to one that closes is lost."""
 MAX_LINE_BYTES = 2**20
 """Longest line of a stream."""
 
@@ -48,7 +51,7 @@ class Upstream:
             self._session = aiohttp.ClientSession(
                 headers=self._headers,
                 timeout=self._timeout,
-                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=IDLE_SECONDS),
                 read_bufsize=MAX_LINE_BYTES,
                 trust_env=False,
             )
