@@ -26,7 +26,7 @@ from thumbtune.data.formats import stream_dataset
 from thumbtune.data.synth.prompts import question_prompts
 from thumbtune.engine.loading import PACKAGED_MODEL, load_tokenizer
 from thumbtune.engine.plan import BatchPlan
-from thumbtune.training.config import KTOConfig
+from thumbtune.training.method_configs import KTOConfig
 from thumbtune.training.peak_memory import PeakMemory
 from thumbtune.training.token_storage import TOKENS_IN_MEMORY
 from thumbtune.training.tokens import tokenize_rows
