@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from thumbtune.loop.canary import nats_of_a_block
@@ -22,6 +25,8 @@ from thumbtune.loop.evidence import log_evidence, log_harm
 ALPHA = 0.05
 AT_ONCE = 500
 NEVER = 10**9
+
+Votes = NDArray[np.int_]
 
 
 def main() -> None:
@@ -57,7 +62,7 @@ def main() -> None:
         given.json.write_text(json.dumps({"alike": alike, "different": caught}))
 
 
-def judge_alike(rate: float, runs: int, votes: int) -> dict[str, object]:
+def judge_alike(rate: float, runs: int, votes: int) -> dict[str, Any]:
     counts = np.zeros(3, int)
     reached = {"ours": np.zeros(votes, int), "fixed": np.zeros(votes, int)}
     for champion, canary in draw(rate, rate, runs, votes):
@@ -77,7 +82,7 @@ def judge_alike(rate: float, runs: int, votes: int) -> dict[str, object]:
     }
 
 
-def judge_different(champion_rate: float, canary_rate: float, runs: int, votes: int) -> dict[str, object]:
+def judge_different(champion_rate: float, canary_rate: float, runs: int, votes: int) -> dict[str, Any]:
     right_test, wrong_test = (
         (log_harm, log_evidence) if canary_rate < champion_rate else (log_evidence, log_harm)
     )
@@ -98,20 +103,21 @@ def judge_different(champion_rate: float, canary_rate: float, runs: int, votes: 
     }
 
 
-def draw(champion: float, canary: float, runs: int, votes: int):  # type: ignore[no-untyped-def]
+def draw(champion: float, canary: float, runs: int, votes: int) -> Iterator[tuple[Votes, Votes]]:
+    """Both arms' votes as 0 and 1, of shape (runs, votes), some runs at a time."""
     rng = np.random.default_rng(0)
     for begin in range(0, runs, AT_ONCE):
         n = min(AT_ONCE, runs - begin)
         yield (rng.random((n, votes)) < champion).astype(int), (rng.random((n, votes)) < canary).astype(int)
 
 
-def first_reached(test, champion, canary):  # type: ignore[no-untyped-def]
+def first_reached(test: Callable[..., Any], champion: Votes, canary: Votes) -> Votes:
     """Index of the look at which a test first reaches its limit."""
     reached = test(champion, np.ones(champion.shape[1], int), canary) >= math.log(1 / ALPHA)
     return np.where(reached.any(axis=1), reached.argmax(axis=1), NEVER)
 
 
-def first_different(champion, canary):  # type: ignore[no-untyped-def]
+def first_different(champion: Votes, canary: Votes) -> Votes:
     """The same of a two-sided z-test of two proportions at 5 %, from ten votes an arm on."""
     n = np.arange(1, champion.shape[1] + 1)
     a, b = np.cumsum(champion, axis=1) / n, np.cumsum(canary, axis=1) / n
@@ -121,8 +127,8 @@ def first_different(champion, canary):  # type: ignore[no-untyped-def]
     return np.where(different.any(axis=1), different.argmax(axis=1), NEVER)
 
 
-def tell(counts: object) -> str:
-    count, n = counts  # type: ignore[misc]
+def tell(counts: tuple[int, int]) -> str:
+    count, n = counts
     interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
     return f"{count / n:.2%} ({interval.low:.2%} to {interval.high:.2%})"
 
