@@ -63,7 +63,10 @@ class Visit:
         return [unshield_text(text) for text in self.page.locator("#chat .message.bot").all_inner_texts()]
 
 
-LEFT_WHILE_LOADING = "AbortError: signal is aborted without reason"
+LEFT_WHILE_LOADING = (
+    "AbortError: signal is aborted without reason",
+    "Unexpected error Connection errored out.",
+)
 """What Gradio says of its own requests where a link is followed before the page has loaded, as on a busy machine."""
 
 
