@@ -26,7 +26,7 @@ ALPHA = 0.05
 AT_ONCE = 500
 NEVER = 10**9
 
-Votes = NDArray[np.int_]
+Integers = NDArray[np.int_]
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def judge_different(champion_rate: float, canary_rate: float, runs: int, votes: 
     }
 
 
-def draw(champion: float, canary: float, runs: int, votes: int) -> Iterator[tuple[Votes, Votes]]:
+def draw(champion: float, canary: float, runs: int, votes: int) -> Iterator[tuple[Integers, Integers]]:
     """Both arms' votes as 0 and 1, of shape (runs, votes), some runs at a time."""
     rng = np.random.default_rng(0)
     for begin in range(0, runs, AT_ONCE):
@@ -111,13 +111,13 @@ def draw(champion: float, canary: float, runs: int, votes: int) -> Iterator[tupl
         yield (rng.random((n, votes)) < champion).astype(int), (rng.random((n, votes)) < canary).astype(int)
 
 
-def first_reached(test: Callable[..., Any], champion: Votes, canary: Votes) -> Votes:
+def first_reached(test: Callable[..., Any], champion: Integers, canary: Integers) -> Integers:
     """Index of the look at which a test first reaches its limit."""
     reached = test(champion, np.ones(champion.shape[1], int), canary) >= math.log(1 / ALPHA)
     return np.where(reached.any(axis=1), reached.argmax(axis=1), NEVER)
 
 
-def first_different(champion: Votes, canary: Votes) -> Votes:
+def first_different(champion: Integers, canary: Integers) -> Integers:
     """The same of a two-sided z-test of two proportions at 5 %, from ten votes an arm on."""
     n = np.arange(1, champion.shape[1] + 1)
     a, b = np.cumsum(champion, axis=1) / n, np.cumsum(canary, axis=1) / n

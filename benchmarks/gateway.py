@@ -224,7 +224,7 @@ def measure_proxy(url: str, folder: Path, upstream: int, seconds: float) -> None
             load = asyncio.run(
                 run_load(
                     target,
-                    lambda n, port=target, body=body: make_post(port, "/v1/chat/completions", body),  # type: ignore[misc]
+                    lambda n, target=target, body=body: make_post(target, "/v1/chat/completions", body),  # type: ignore[misc]
                     seconds=seconds,
                     per_second=100.0,
                     connections=32,

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,22 @@ def test_stopping_lets_an_answer_finish_and_its_vote_count(
     with closing(Store(url)) as store, store.read() as connection:
         rows = connection.exec_driver_sql("SELECT finish_reason FROM completions").all()
     assert [tuple(row) for row in rows] in ([("stop",)], [("length",)])
+
+
+def test_a_connection_outlives_the_five_seconds_for_which_clients_keep_it(
+    tmp_path: Path, tiny_model_path: Path
+) -> None:
+    with (
+        run_serve(tmp_path, "--model", str(tiny_model_path)) as (_, address),
+        closing(HTTPConnection(address.removeprefix("http://"))) as connection,
+    ):
+        connection.connect()
+        before = connection.sock
+        for rest in (5.5, 0):
+            connection.request("GET", "/v1/models")
+            assert connection.getresponse().read()
+            time.sleep(rest)
+        assert connection.sock is before
 
 
 def test_a_key_made_on_the_command_line_closes_the_open_door(tmp_path: Path, tiny_model_path: Path) -> None:

@@ -24,8 +24,8 @@ from thumbtune.store.secrets import open_secrets
 log = logging.getLogger("thumbtune.gateway")
 
 IDLE_SECONDS = 75
-"""How long a client's idle connection is kept: longer than clients (5 s) and proxies (60 s) keep theirs, since whoever
-closes first must not be the one who is being written to."""
+"""How long a client's idle connection is kept: longer than openai's client (5 s) and nginx (60 s) keep it, since a
+request on its way to a side that closes is lost."""
 
 
 def run_gateway(settings: GatewaySettings) -> None:
